@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both install on first use, into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint unit bench ui clean
+
+install: $(STAMP)
+
+# Made anew only when the pins or the package's requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[all,dev]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python -m experiments.quickstart --seed $(SEED)
+
+test: lint unit
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+unit: install
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m benchmarks.synth
+	$(BIN)/python -m benchmarks.overhead
+
+ui: install
+	$(BIN)/phenoscale ui runs/quickstart-seed$(SEED)
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

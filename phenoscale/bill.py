@@ -1,0 +1,123 @@
+"""What a study will cost, before anything is spent: arithmetic on its trials and its screen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from phenoscale import flops
+from phenoscale.backbones import NO_BACKBONE, backbone
+from phenoscale.config import Study, Trial, num_steps
+
+A100_FLOPS = 312e12  # dense bf16 peak, NVIDIA A100 datasheet
+UTILIZATION = 0.4  # of that peak; what the bill's GPU-hours assume
+_CROP_FLOPS = (
+    4e7  # of the same time as a crop's reading, standardizing and moving; matters below S/16
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScreenSize:
+    """The counts of a screen that costs depend on."""
+
+    wells: int
+    """Wells that no trial holds out."""
+    sites_per_well: int
+    """Sites of each."""
+    total_sites: int
+    """Sites to embed, the held-out ones among them."""
+    channels: int
+    """Channels of a site."""
+    classes: int
+    """Perturbations, the negative control among them."""
+    site_px: int
+    """Side of a site, pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """The cost of one trial."""
+
+    trial: Trial
+    """The trial."""
+    parameters: int
+    """Of the encoder."""
+    steps: int
+    """Optimizer updates."""
+    crops: int
+    """Training crops."""
+    training_flops: float
+    """Operations of training."""
+    embedding_flops: float
+    """Operations of embedding the whole screen."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one A100 at `UTILIZATION`, training and embedding."""
+        return (self.training_flops + self.embedding_flops) / (A100_FLOPS * UTILIZATION) / 3600
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Relative time of training and of embedding on one core, for scheduling and time to go."""
+        tiles = self.embedding_flops and 4
+        return (
+            self.training_flops + _CROP_FLOPS * self.crops,
+            self.embedding_flops + 1e6 * tiles + 1e9,
+        )
+
+
+def bill(study: Study, screen: ScreenSize) -> list[Line]:
+    """One line per trial.
+
+    Raises:
+        ValueError: if a trial has too few sites for one step, or crops larger than a site.
+    """
+    return [_line(trial, screen) for trial in study.trials]
+
+
+def _line(trial: Trial, screen: ScreenSize) -> Line:
+    crops = trial.crops
+    steps = 0
+    if not trial.is_baseline:
+        if crops.size_px > screen.site_px:
+            raise ValueError(
+                f"Trial {trial.id} wants crops of {crops.size_px} px from sites of {screen.site_px} px; "
+                "give size_px of at most that."
+            )
+        wells = int(crops.data_fraction * screen.wells + 0.5)  # as `ScreenIndex.rows` rounds
+        steps = num_steps(crops, wells * screen.sites_per_well)
+    count = steps * crops.global_batch_size
+    tiles = screen.total_sites * (screen.site_px // crops.size_px) ** 2
+    network = trial.backbone != NO_BACKBONE
+    return Line(
+        trial=trial,
+        parameters=flops.encoder_parameters(backbone(trial.backbone), screen.channels)
+        if network
+        else 0,
+        steps=steps,
+        crops=count,
+        training_flops=flops.training_flops(trial, screen.channels, screen.classes, count),
+        embedding_flops=flops.embedding_flops(trial, screen.channels, tiles),
+    )
+
+
+def bill_text(study: Study, screen: ScreenSize) -> list[str]:
+    """The bill as lines of text: a trial a line, then the sum."""
+    lines = bill(study, screen)
+    head = f"{'trial':<44}{'parameters':>12}{'steps':>8}{'crops':>12}{'FLOPs':>11}{'workers':>9}{'GPUs':>6}{'GPU-h':>10}"
+    text = [head, "-" * len(head)]
+    for line in lines:
+        place = line.trial.placement
+        text.append(
+            f"{line.trial.id:<44}{line.parameters:>12,}{line.steps:>8,}{line.crops:>12,}"
+            f"{line.training_flops:>11.2e}{place.workers:>9}{place.workers * place.gpu:>6}{line.gpu_hours:>10.2g}"
+        )
+    trained = sum(not line.trial.is_baseline for line in lines)
+    total = sum(line.training_flops + line.embedding_flops for line in lines)
+    text += [
+        "-" * len(head),
+        f"{len(lines)} trials ({trained} trained, {len(lines) - trained} baselines), "
+        f"{sum(line.steps for line in lines):,} steps, {sum(line.crops for line in lines):,} crops, "
+        f"{total:.2e} FLOPs with embedding of {screen.total_sites:,} sites each.",
+        f"On A100s at {UTILIZATION:.0%} of the bf16 peak: {sum(line.gpu_hours for line in lines):.2g} GPU-hours.",
+    ]
+    return text

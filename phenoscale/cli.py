@@ -1,0 +1,203 @@
+"""The command `phenoscale`: thin verbs over the functions of the package; imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Scaling studies for high-content microscopy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+index_app = typer.Typer(help="Make an index of a screen, and check it.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+
+StudyDir = Annotated[
+    Path, typer.Argument(help="Directory of a study, such as runs/quickstart-seed0.")
+]
+TrackingUri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
+]
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    seed: Annotated[int, typer.Option(help="Seed of the screen.")] = 0,
+    complexes: Annotated[int, typer.Option(help="Planted complexes of four genes.")] = 60,
+    opposed: Annotated[int, typer.Option(help="Complexes opposed to another.")] = 15,
+    controls: Annotated[int, typer.Option(help="Control wells per experimental batch.")] = 64,
+) -> None:
+    """Simulate a screen with planted relationships, and index it."""
+    with _clear_errors():
+        from rich.console import Console
+
+        from phenoscale.screens.planted import ScreenSpec
+        from phenoscale.screens.prepare import simulated_screen
+
+        spec = ScreenSpec(
+            seed=seed, num_complexes=complexes, num_opposed=opposed, controls_per_batch=controls
+        )
+        typer.echo(f"{simulated_screen(spec, out, Console())}/index.parquet")
+
+
+@index_app.command("manifest")
+def index_manifest(
+    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet table, one row per site.")],
+    root: Annotated[Path, typer.Argument(help="Folder that the paths are relative to.")],
+    out: Annotated[Path, typer.Option(help="Index to write.")] = Path("index.parquet"),
+    controls: Annotated[
+        bool, typer.Option(help="Require negative controls in every batch.")
+    ] = True,
+) -> None:
+    """Index the sites that a manifest lists."""
+    with _clear_errors():
+        from phenoscale.screens.index import build_index
+        from phenoscale.screens.manifest import read_manifest
+
+        index = build_index(
+            read_manifest(manifest), root, out, require_controls=controls, source=str(manifest)
+        )
+        typer.echo(f"{out}: {index.num_sites:,} sites, fingerprint {index.fingerprint[:12]}")
+
+
+@index_app.command("check")
+def index_check(
+    index: Annotated[Path, typer.Argument(help="Index to check.")],
+    decode: Annotated[bool, typer.Option(help="Read every pixel, not headers alone.")] = False,
+) -> None:
+    """Count what an index holds and name what is wrong; exit code 1 if anything is."""
+    with _clear_errors():
+        from phenoscale.screens.check import check_index
+        from phenoscale.screens.index import ScreenIndex
+
+        report = check_index(ScreenIndex.open(index), decode=decode)
+        typer.echo("\n".join(report.lines()))
+        raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def train(
+    index: Annotated[Path, typer.Argument(help="Index of the screen.")],
+    out: Annotated[Path, typer.Option(help="Directory for the trial.")] = Path("runs/trial"),
+    objective: Annotated[str, typer.Option(help="wsl or mae.")] = "mae",
+    backbone: Annotated[str, typer.Option(help="A name in the table of backbones.")] = "nano/16",
+    passes: Annotated[int, typer.Option(help="Visits of every site.")] = 10,
+    data_fraction: Annotated[float, typer.Option(help="Share of the wells.")] = 1.0,
+    crop_px: Annotated[int, typer.Option(help="Side of a crop.")] = 128,
+    global_batch_size: Annotated[int, typer.Option(help="Crops per update.")] = 64,
+    mask_ratio: Annotated[float, typer.Option(help="Share of patches that mae removes.")] = 0.75,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Train one trial in this process, without Ray or MLflow."""
+    with _clear_errors():
+        from phenoscale import config
+        from phenoscale.fit import fit_here
+        from phenoscale.parallel import prepare_process
+        from phenoscale.study_files import StudyFiles
+
+        trial = config.Trial(
+            objective=config.Objective(name=objective, mask_ratio=mask_ratio),
+            backbone=backbone,
+            crops=config.Crops(
+                size_px=crop_px,
+                data_fraction=data_fraction,
+                passes=passes,
+                global_batch_size=global_batch_size,
+            ),
+            optim=config.Optim(lr=lr),
+            seed=seed,
+            placement=config.Placement(threads=threads),
+        )
+        prepare_process(threads)
+
+        def tell(update: dict[str, object]) -> None:
+            typer.echo(
+                f"step {update['step']}/{update['steps']}  loss {update['loss']:.4f}  "
+                f"{update['crops_per_s']:.0f} crops/s"
+            )
+
+        fit = fit_here(lambda cutter, first, last: cutter.stream(first, last))
+        fitted = fit(trial, StudyFiles(study_dir=out, index=index), tell)
+        typer.echo(f"{fitted.train_s:.1f} s, checkpoint {fitted.checkpoint}")
+
+
+@app.command()
+def results(
+    study_dir: StudyDir,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list instead of a table.")
+    ] = False,
+) -> None:
+    """Print the results rows of a study, one per trial and baseline."""
+    with _clear_errors():
+        from phenoscale.results import read_rows
+
+        rows = read_rows(study_dir)
+        if as_json:
+            typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
+            return
+        typer.echo(f"{'trial':<46}{'crops':>9}{'FLOPs':>10}{'loss':>8}{'score':>8}  interval")
+        for row in rows:
+            loss = "-" if row.train_loss is None else f"{row.train_loss:.3f}"
+            typer.echo(
+                f"{row.trial_id:<46}{row.crops_seen:>9,}{row.training_flops:>10.2e}{loss:>8}"
+                f"{row.score:>8.3f}  [{row.score_low:.3f}, {row.score_high:.3f}]"
+            )
+        typer.echo(f"score: {rows[0].metric if rows else 'no rows yet'}; all columns with --json")
+
+
+@app.command()
+def report(study_dir: StudyDir) -> None:
+    """Write the report of a study anew from its rows."""
+    with _clear_errors():
+        from phenoscale.report import write_report
+
+        typer.echo(write_report(study_dir))
+
+
+@app.command()
+def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
+    """Mirror the rows of a study to MLflow, as often as you like: nothing is logged twice."""
+    with _clear_errors():
+        from phenoscale.tracking import sync as sync_study
+
+        typer.echo(f"{sync_study(study_dir, tracking_uri)} trials mirrored")
+
+
+@app.command()
+def ui(
+    study_dir: StudyDir,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow dashboard of a study on this machine's loopback."""
+    with _clear_errors():
+        import subprocess
+
+        from phenoscale.tracking import ui_command
+
+        typer.echo(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
+        raise typer.Exit(subprocess.call(ui_command(study_dir, port)))
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Shows what a user can mend as one line, and leaves everything else as the fault that it is."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.secho(f"phenoscale: {error}", err=True, fg="red")
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    app()

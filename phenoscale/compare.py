@@ -1,0 +1,160 @@
+"""Paired comparisons of a finished study: the best trained encoder against each baseline, twins against each other.
+
+Computed from rows, maps and curves on disk; written to comparisons.json for the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from phenoscale.config import Study, Trial
+from phenoscale.maps.interval import Interval
+from phenoscale.maps.probes import paired_probe_difference
+from phenoscale.maps.recall import paired_difference
+from phenoscale.maps.relationships import load_relationships
+from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, write_json
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.study_files import MAP_FILE, SITES_FILE, StudyFiles
+
+COMPARISONS_FILE = "comparisons.json"
+MEASURED = (  # columns of a row that describe the run's cost or place, not its result
+    "trial_id workers launcher train_s embed_s score_s overhead_s cpu_s data_cpu_s data_wait_s "
+    "peak_memory_gib"
+).split()
+
+
+def write_comparisons(study: Study, files: StudyFiles) -> dict[str, Any]:
+    """Compares what the study's rows allow and writes comparisons.json."""
+    rows = [
+        row for row in read_rows(files.study_dir) if row.trial_id in {t.id for t in study.trials}
+    ]
+    trained = [row for row in rows if not row.is_baseline]
+    best = max(trained, key=lambda row: row.score, default=None)
+    oracle = next((row for row in rows if row.objective == "oracle"), None)
+    result = {
+        "best": best.trial_id if best else None,
+        "differences": _differences(study, files, best, rows) if best else [],
+        "oracle": {"value": oracle.score, "low": oracle.score_low, "high": oracle.score_high}
+        if oracle
+        else None,
+        "twins": _twins(study, files, {row.trial_id: row for row in rows}),
+    }
+    write_json(files.study_dir / COMPARISONS_FILE, result)
+    return result
+
+
+def _differences(
+    study: Study, files: StudyFiles, best: ResultsRow, rows: Sequence[ResultsRow]
+) -> list[dict[str, Any]]:
+    """Best trained encoder less each baseline, on the same bootstrap samples."""
+    untrained = [r for r in rows if r.objective == "untrained" and r.backbone == best.backbone]
+    intensity = [r for r in rows if r.objective == "intensity"]
+    sides = [
+        (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),
+        ("intensity statistics", intensity),
+    ]
+    if untrained:
+        luckiest = max(untrained, key=lambda row: row.score)
+        sides.append((f"untrained {best.backbone}, its luckiest initialisation", [luckiest]))
+    return [
+        {
+            "against": name,
+            "trial_ids": [row.trial_id for row in side],
+            **dataclasses.asdict(_paired(study, files, best, side)),
+        }
+        for name, side in sides
+        if side
+    ]
+
+
+def _paired(
+    study: Study, files: StudyFiles, row: ResultsRow, side: Sequence[ResultsRow]
+) -> Interval:
+    everyone = [row, *side]
+    rounds = study.bootstrap_rounds
+    if study.metric == "balanced_accuracy":
+        index = ScreenIndex.open(files.index)
+        crops = next(t for t in study.trials if t.id == row.trial_id).crops
+        metadata = index.metadata()
+        held_out = np.isin(np.arange(index.num_sites), index.held_out_rows(crops.held_out))
+        plates = (metadata["experimental_batch"] + "/" + metadata["plate"]).to_numpy()
+        labels = metadata["perturbation"].to_numpy()
+        vectors = [_column(files, r, SITES_FILE) for r in everyone]
+        split = [(x[~held_out], x[held_out]) for x in vectors]
+        return paired_probe_difference(
+            embeddings_a=split[:1],
+            embeddings_b=split[1:],
+            train_labels=labels[~held_out],
+            train_groups=plates[~held_out],
+            test_labels=labels[held_out],
+            test_groups=plates[held_out],
+            rounds=rounds,
+        )
+    assert files.relationships is not None
+    names = _names(files, row)
+    maps = [_column(files, r, MAP_FILE) for r in everyone]
+    if any(_names(files, r) != names for r in side):
+        raise ValueError(f"The maps of {[r.trial_id for r in everyone]} hold different genes.")
+    pairs = load_relationships(files.relationships)
+    return paired_difference(maps[:1], maps[1:], names, pairs, rounds=rounds)
+
+
+def _twins(study: Study, files: StudyFiles, rows: dict[str, ResultsRow]) -> list[dict[str, Any]]:
+    """Trials that differ in their placement alone: how far their loss curves lie apart."""
+    groups: dict[Trial, list[Trial]] = {}
+    for trial in study.trials:
+        if trial.id in rows and not trial.is_baseline:
+            groups.setdefault(_unplaced(trial), []).append(trial)
+    found = []
+    for twins in (group for group in groups.values() if len(group) > 1):
+        curves = [_losses(files.trial_dir(trial)) for trial in twins]
+        one_worker = [rows[t.id] for t in twins if t.placement.workers == 1]
+        apart = max(float(np.max(np.abs(c - curves[0]) / np.abs(curves[0]))) for c in curves[1:])
+        found.append(
+            {
+                "trial_ids": [trial.id for trial in twins],
+                "what": ", ".join(
+                    f"{t.placement.workers} worker{'s' * (t.placement.workers > 1)} "
+                    f"{'in place' if t.placement.launcher == 'in_place' else 'under Ray Train'}"
+                    for t in twins
+                ),
+                "max_relative_loss_difference": apart,
+                "bit_identical_rows": all(
+                    result_of(r) == result_of(one_worker[0]) for r in one_worker
+                )
+                if len(one_worker) > 1
+                else None,
+            }
+        )
+    return found
+
+
+def result_of(row: ResultsRow) -> dict[str, Any]:
+    """The columns of a row that its trial determines, without those of its run's cost and place."""
+    return {name: x for name, x in dataclasses.asdict(row).items() if name not in MEASURED}
+
+
+def _unplaced(trial: Trial) -> Trial:
+    return dataclasses.replace(trial, placement=type(trial.placement)())
+
+
+def _losses(directory: Path) -> np.ndarray:
+    return np.array(json.loads((directory / CURVE_FILE).read_text())["loss"])
+
+
+def _names(files: StudyFiles, row: ResultsRow) -> list[str]:
+    path = files.study_dir / "trials" / row.trial_id / MAP_FILE
+    return pq.read_table(path, columns=["gene"])["gene"].to_pylist()
+
+
+def _column(files: StudyFiles, row: ResultsRow, file: str) -> np.ndarray:
+    path = files.study_dir / "trials" / row.trial_id / file
+    table = pq.read_table(path, columns=[row.readout])
+    return np.array(table[row.readout].to_pylist(), dtype=np.float64)

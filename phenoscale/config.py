@@ -1,0 +1,263 @@
+"""The values that describe a study: frozen, complete, checked when they are made.
+
+A `Trial` is one cell of the grid. Everything that changes its result is in it, nothing else is, and its
+id says what it is: a readable name and a short hash of those fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, Literal
+
+from phenoscale.backbones import NO_BACKBONE, backbone
+from phenoscale.results import BASELINES
+
+TRAINED_OBJECTIVES = ("wsl", "mae")
+READOUTS = ("patch_mean", "class_token", "patch_sd")
+METRICS = ("recall_0.05_0.95", "balanced_accuracy")
+
+Launcher = Literal["in_place", "ray_train"]
+
+
+def _require(holds: bool, name: str, given: object, required: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {given!r}, but must be {required}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Which crops a trial sees."""
+
+    size_px: int
+    """Side of the square crop, pixels."""
+    data_fraction: float = 1.0
+    """Share of the wells that are not held out, (0, 1]; smaller shares lie inside larger ones."""
+    passes: int = 1
+    """Times that every site of the subset is visited; each visit cuts one new crop."""
+    global_batch_size: int = 64
+    """Crops per optimizer update, over all workers."""
+    held_out: tuple[str, ...] = ()
+    """Experimental batches, or plates as "experimental_batch/plate", that no trial trains on."""
+    tolerated_bad_sites: float = 0.0
+    """Share of unreadable sites, [0, 1), up to which a trial goes on without them."""
+
+    def __post_init__(self) -> None:
+        _require(self.size_px > 0, "size_px", self.size_px, "a positive number of pixels")
+        _require(0 < self.data_fraction <= 1, "data_fraction", self.data_fraction, "in (0, 1]")
+        _require(self.passes >= 0, "passes", self.passes, "0 (a baseline) or more")
+        _require(
+            self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "positive"
+        )
+        _require(
+            0 <= self.tolerated_bad_sites < 1,
+            "tolerated_bad_sites",
+            self.tolerated_bad_sites,
+            "a share in [0, 1)",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a trial learns from its crops."""
+
+    name: str
+    """wsl (classify the perturbation), mae (reconstruct masked patches), or a baseline."""
+    mask_ratio: float = 0.75
+    """Share of patches that mae removes, (0, 1)."""
+
+    def __post_init__(self) -> None:
+        known = TRAINED_OBJECTIVES + BASELINES
+        _require(self.name in known, "objective", self.name, f"one of {', '.join(known)}")
+        _require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """How a trial's weights are updated: AdamW on a one-cycle cosine."""
+
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the weight matrices; biases, norms and tokens have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    warmup_fraction: float = 0.1
+    """Share of the steps over which the rate rises from 0."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", self.lr, "positive")
+        _require(
+            0 <= self.warmup_fraction < 1, "warmup_fraction", self.warmup_fraction, "in [0, 1)"
+        )
+        _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a trial runs. It changes no number beyond rounding, so it is not part of the hash."""
+
+    launcher: Launcher = "in_place"
+    """in_place: inside the Tune function, one CPU worker; ray_train: a Ray Train worker group."""
+    workers: int = 1
+    """Data-parallel workers; more than one needs ray_train."""
+    gpu: bool = False
+    """Whether each worker holds one GPU; needs ray_train."""
+    threads: int = 1
+    """CPU threads per worker. One by default: sums in another order would change the last bits."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.launcher in ("in_place", "ray_train"),
+            "launcher",
+            self.launcher,
+            "in_place or ray_train",
+        )
+        _require(self.workers > 0, "workers", self.workers, "1 or more")
+        _require(self.threads > 0, "threads", self.threads, "1 or more")
+        if self.launcher == "in_place" and (self.workers > 1 or self.gpu):
+            raise ValueError(
+                f"A trial with workers={self.workers}, gpu={self.gpu} cannot run in place: that is one CPU "
+                'worker. Give launcher="ray_train".'
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell of the grid: a Tune trial, a Train run, an MLflow run, a results row."""
+
+    objective: Objective
+    """What is learned."""
+    backbone: str
+    """Name in `backbones.BACKBONES`, such as "micro/16"; "none" for intensity and oracle."""
+    crops: Crops
+    """From which crops."""
+    optim: Optim
+    """By which updates."""
+    seed: int = 0
+    """Seed of initialisation, sampling plan and masks."""
+    placement: Placement = Placement()
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
+        if self.objective.name in ("intensity", "oracle"):
+            _require(self.backbone == NO_BACKBONE, "backbone", self.backbone, f'"{NO_BACKBONE}"')
+        else:
+            patch_px = backbone(self.backbone).patch_px
+            if self.crops.size_px % patch_px:
+                raise ValueError(
+                    f"Crops of {self.crops.size_px} px do not divide into patches of {patch_px} px "
+                    f"({self.backbone}). Give size_px as a multiple of {patch_px}."
+                )
+            patches = (self.crops.size_px // patch_px) ** 2
+            kept = round(patches * (1 - self.objective.mask_ratio))
+            if self.objective.name == "mae" and not 0 < kept < patches:
+                raise ValueError(
+                    f"mask_ratio={self.objective.mask_ratio} keeps {kept} of the {patches} patches of a "
+                    "crop; mae needs at least one to see and one to predict. Give larger crops or another "
+                    "mask_ratio."
+                )
+        if self.is_baseline != (self.crops.passes == 0):
+            raise ValueError(
+                f"objective {self.objective.name} with passes={self.crops.passes}: a baseline trains on "
+                "nothing (passes=0), every other objective on at least one pass."
+            )
+        if self.crops.global_batch_size % self.placement.workers:
+            raise ValueError(
+                f"global_batch_size={self.crops.global_batch_size} does not divide among "
+                f"{self.placement.workers} workers; give a multiple."
+            )
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the trial trains nothing."""
+        return self.objective.name in BASELINES
+
+    @property
+    def id(self) -> str:
+        """Readable name and 8 hexadecimal digits of SHA-256 over the fields that change the result.
+
+        The placement is no part of the hash. It stands at the end of the name where it is not the plain
+        one, so that twins (one trial, placed differently on purpose) keep separate folders.
+        """
+        fields = dataclasses.asdict(self)
+        placement = fields.pop("placement")
+        text = json.dumps(fields, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = [self.objective.name]
+        if self.backbone != NO_BACKBONE:
+            name.append(self.backbone.replace("/", "_"))
+        if not self.is_baseline:
+            name.append(f"f{self.crops.data_fraction:.3g}")
+        name += [f"s{self.seed}", digest]
+        if placement["launcher"] == "ray_train":
+            name.append(f"train{self.placement.workers}")
+        return "-".join(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Trial:
+        """Rebuilds a trial from `as_dict`, also after a trip through JSON."""
+        crops = dict(fields["crops"])
+        crops["held_out"] = tuple(crops["held_out"])
+        optim = dict(fields["optim"])
+        optim["betas"] = tuple(optim["betas"])
+        return cls(
+            objective=Objective(**fields["objective"]),
+            backbone=fields["backbone"],
+            crops=Crops(**crops),
+            optim=Optim(**optim),
+            seed=fields["seed"],
+            placement=Placement(**fields["placement"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of trials over one screen, and how they are scored; fixed before anything is trained."""
+
+    name: str
+    """Name of the study: its MLflow experiment and the title of its report."""
+    question: str
+    """What the study asks, one sentence."""
+    trials: tuple[Trial, ...]
+    """Every cell of the grid, baselines included."""
+    readout: str = "patch_mean"
+    """The read-out of the headline score: patch_mean, class_token or patch_sd."""
+    metric: str = "recall_0.05_0.95"
+    """recall_0.05_0.95 (needs relationships) or balanced_accuracy (needs held-out plates)."""
+    bootstrap_rounds: int = 1000
+    """Rounds of the bootstrap behind every interval."""
+
+    def __post_init__(self) -> None:
+        _require(self.readout in READOUTS, "readout", self.readout, f"one of {', '.join(READOUTS)}")
+        _require(self.metric in METRICS, "metric", self.metric, f"one of {', '.join(METRICS)}")
+        _require(len(self.trials) > 0, "trials", self.trials, "at least one trial")
+        ids = [trial.id for trial in self.trials]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise ValueError(
+                f"The trials {twice} stand in study {self.name} twice; list each once."
+            )
+
+
+def num_steps(crops: Crops, num_sites: int) -> int:
+    """Optimizer updates of a trial: whole global batches in `passes` visits of `num_sites` sites.
+
+    Raises:
+        ValueError: if that is less than one.
+    """
+    steps = math.floor(crops.passes * num_sites / crops.global_batch_size)
+    if steps < 1:
+        raise ValueError(
+            f"{crops.passes} passes over {num_sites} sites are fewer crops than one global batch of "
+            f"{crops.global_batch_size}. Give more passes, a larger data_fraction, or a smaller batch."
+        )
+    return steps

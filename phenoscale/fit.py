@@ -1,0 +1,91 @@
+"""Training a trial in this process, and what any launcher hands back when a trial is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from phenoscale import checkpoint, train
+from phenoscale.config import Trial
+from phenoscale.models.build import build_model
+from phenoscale.screens.cutter import Batch, CropCutter
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.study_files import StudyFiles
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes a trial's progress: trial_id and phase, in training also step, steps, loss and crops_per_s."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Fitted:
+    """What a launcher hands back when a trial is trained."""
+
+    checkpoint: Path
+    """The last checkpoint."""
+    curve: checkpoint.Curve
+    """Per step."""
+    train_s: float
+    """Wall seconds in the loop."""
+    data_wait_s: float
+    """Of these, waiting for crops; the first worker's."""
+    data_cpu_s: float
+    """CPU seconds of cutting, over all workers."""
+    bad_rows: set[int]
+    """Rows passed over, over all workers."""
+    cpu_s: float = 0.0
+    """CPU seconds of worker processes other than this one."""
+    peak_memory_gib: float = 0.0
+    """Peak of the largest of these processes."""
+
+
+def fit_here(
+    crops: Callable[[CropCutter, int, int], Iterator[Batch]],
+) -> Callable[[Trial, StudyFiles, Tell], Fitted]:
+    """A `fit` that trains in this process, one worker, with crops from `crops(cutter, first, last)`."""
+
+    def fit(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
+        directory = files.trial_dir(trial)
+        index = ScreenIndex.open(files.index)
+        cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
+        model = build_model(trial, channels=len(index.channels), num_classes=len(index.labels()[1]))
+
+        def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
+            if fill:
+                _commit_checkpoint(directory, progress["step"], fill)
+            tell({"trial_id": trial.id, "phase": "train", **progress})
+
+        found = sorted(directory.glob("step_*"))
+        done = train.train(
+            trial,
+            model,
+            lambda first, last: crops(cutter, first, last),
+            report,
+            steps=cutter.plan.steps,
+            resume=found[-1] if found else None,
+        )
+        return Fitted(
+            checkpoint=sorted(directory.glob("step_*"))[-1],
+            curve=done.curve,
+            train_s=done.train_s,
+            data_wait_s=done.data_wait_s,
+            data_cpu_s=done.data_cpu_s,
+            bad_rows=done.bad_rows,
+        )
+
+    return fit
+
+
+def _commit_checkpoint(directory: Path, step: int, fill: Callable[[Path], None]) -> None:
+    """Fills a checkpoint beside its place, renames it, then drops the older ones."""
+    part = directory / f".part_{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    fill(part)
+    older = sorted(directory.glob("step_*"))
+    part.rename(directory / f"step_{step:08d}")
+    for path in older:
+        shutil.rmtree(path)

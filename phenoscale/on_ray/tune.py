@@ -1,0 +1,162 @@
+"""The grid: our list of trials, Ray Tune's scheduling.
+
+One-worker CPU trials run in place inside reused Tune actors, as many at once as there are cores; then come
+the trials that need a Ray Train worker group. Rows on disk are the truth: a trial that has one is not run
+again, and whatever Tune remembers of an earlier attempt is never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from phenoscale.config import Study, Trial
+from phenoscale.fit import fit_here
+from phenoscale.on_ray.data import crop_stream, site_stream
+from phenoscale.on_ray.start import start_ray
+from phenoscale.on_ray.train import TRAINER_CPUS, fit_on_workers
+from phenoscale.results import ROW_FILE, write_json
+from phenoscale.run import run_trial
+from phenoscale.study_files import StudyFiles
+
+FAILURES_FILE = "failures.json"
+_DRIVER_CPUS = 0.01  # of a trial whose work is done by a worker group
+
+
+class Listener(Protocol):
+    """Who wants to know how the grid goes; called in the driver."""
+
+    def progress(self, update: dict[str, Any]) -> None:
+        """A trial's progress, as it told it: trial_id, phase, step, steps, loss, crops_per_s."""
+
+    def done(self, trial: Trial) -> None:
+        """A trial's row is on disk."""
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """A trial ended without a row."""
+
+
+def pending(study: Study, files: StudyFiles) -> list[Trial]:
+    """The trials of a study that have no results row yet."""
+    return [t for t in study.trials if not (files.trial_dir(t) / ROW_FILE).exists()]
+
+
+def run_grid(
+    study: Study,
+    files: StudyFiles,
+    listener: Listener,
+    *,
+    cost: Callable[[Trial], float],
+    address: str | None = None,
+) -> dict[str, str]:
+    """Runs every pending trial and returns the reasons of those that failed, by trial id.
+
+    Args:
+        study: the grid.
+        files: where it reads and writes.
+        listener: told of progress, ends and failures.
+        cost: relative cost of a trial; the largest starts first, so that none is left alone at the end.
+        address: of a Ray cluster; a local Ray is started and stopped where there is none.
+    """
+    todo = sorted(pending(study, files), key=cost, reverse=True)
+    failures: dict[str, str] = {}
+    if todo:
+        slots = start_ray(address)
+        try:
+            here = [t for t in todo if t.placement.launcher == "in_place"]
+            on_workers = [t for t in todo if t.placement.launcher == "ray_train"]
+            failures |= _run(study, files, listener, here, at_once=slots, cpus=TRAINER_CPUS)
+            largest = max((t.placement.workers for t in on_workers), default=1)
+            failures |= _run(
+                study,
+                files,
+                listener,
+                on_workers,
+                at_once=max(1, slots // largest),
+                cpus=_DRIVER_CPUS,
+            )
+        finally:
+            ray.shutdown()
+    write_json(
+        files.study_dir / FAILURES_FILE,
+        [{"trial_id": name, "error": reason} for name, reason in failures.items()],
+    )
+    return failures
+
+
+def _run(
+    study: Study,
+    files: StudyFiles,
+    listener: Listener,
+    trials: Sequence[Trial],
+    *,
+    at_once: int,
+    cpus: float,
+) -> dict[str, str]:
+    """One Tune run over trials of one kind."""
+    if not trials:
+        return {}
+    bare = dataclasses.replace(
+        study, trials=study.trials[:1]
+    )  # how trials are scored, without the grid
+    trainable = tune.with_parameters(_trainable, study=bare, files=files)
+    results = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": cpus}),
+        param_space={"trial": tune.grid_search([t.as_dict() for t in trials])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=trials[0].placement.launcher,
+            storage_path=str(files.study_dir / "tune"),
+            verbose=0,
+            callbacks=[_Relay(listener, files)],
+        ),
+    ).fit()
+    failures = {}
+    for trial, result in zip(trials, results, strict=True):
+        if result.error is not None and not (files.trial_dir(trial) / ROW_FILE).exists():
+            failures[trial.id] = str(result.error).strip()
+    return failures
+
+
+def _trainable(config: dict[str, Any], study: Study, files: StudyFiles) -> None:
+    """What a Tune actor does with one cell of the grid."""
+    trial = Trial.from_dict(config["trial"])
+    here = trial.placement.launcher == "in_place"
+    run_trial(
+        trial,
+        study,
+        files,
+        fit=fit_here(crop_stream) if here else fit_on_workers,
+        sites=site_stream,
+        tell=tune.report,
+    )
+    tune.report({"trial_id": trial.id, "phase": "done"})
+
+
+class _Relay(tune.Callback):
+    """Hands Tune's events to the listener, in the driver."""
+
+    def __init__(self, listener: Listener, files: StudyFiles) -> None:
+        self._listener = listener
+        self._files = files
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that a study never makes."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
+    ) -> None:
+        if "phase" in result:
+            self._listener.progress(result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._listener.done(Trial.from_dict(trial.config["trial"]))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        reason = trial.get_error().args[0] if trial.get_error() else "lost"
+        self._listener.failed(Trial.from_dict(trial.config["trial"]), str(reason))

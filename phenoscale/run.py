@@ -1,0 +1,240 @@
+"""The life of one trial: train, embed, score, write the row. The same code in place and under Ray Train.
+
+Whoever launches a trial supplies two things: `fit`, which trains it (here, or on a worker group), and
+`sites`, which streams whole sites for embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from phenoscale import checkpoint, flops, parallel, train
+from phenoscale.code_version import code_version
+from phenoscale.config import Study, Trial
+from phenoscale.embed import embed_sites
+from phenoscale.fit import Fitted, Tell
+from phenoscale.maps.intensity import intensity_statistics
+from phenoscale.maps.relationships import load_relationships
+from phenoscale.maps.score import Score, score_probe, score_recall
+from phenoscale.models import vit
+from phenoscale.models.build import build_encoder, build_model
+from phenoscale.models.mae import MaskedAutoencoder, panel
+from phenoscale.results import CURVE_FILE, ResultsRow, write_json
+from phenoscale.screens.cutter import Batch, CropCutter, SiteReader
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.slot import Slot
+from phenoscale.study_files import MAP_FILE, PANEL_FILE, SITES_FILE, TRIAL_FILE, StudyFiles
+
+_PANEL_CROPS = 3
+
+
+def run_trial(
+    trial: Trial,
+    study: Study,
+    files: StudyFiles,
+    *,
+    fit: Callable[[Trial, StudyFiles, Tell], Fitted],
+    sites: Callable[[SiteReader], Iterator[Batch]],
+    tell: Tell,
+) -> ResultsRow:
+    """Runs a trial or baseline from nothing, or from its last checkpoint, to its row on disk."""
+    slot = Slot()
+    parallel.prepare_process(trial.placement.threads)
+    directory = files.trial_dir(trial)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / TRIAL_FILE, trial.as_dict())
+    index = ScreenIndex.open(files.index)
+    channels, classes = len(index.channels), len(index.labels()[1])
+
+    fitted = None
+    encoder: vit.Encoder | None = None
+    model_loss: float | None = None
+    clock = time.perf_counter()
+    embed_s = 0.0
+    if not trial.is_baseline:
+        fitted = fit(trial, files, tell)
+        model = build_model(trial, channels=channels, num_classes=classes)
+        checkpoint.load_model(fitted.checkpoint, model)
+        write_json(directory / CURVE_FILE, dataclasses.asdict(fitted.curve))
+        clock = time.perf_counter()
+        model_loss = train.held_out_loss(trial, model, held_out_batches(trial, files))
+        if isinstance(model, MaskedAutoencoder):
+            write_panel(directory / PANEL_FILE, trial, model, files)
+        encoder = model.encoder
+    elif trial.objective.name == "untrained":
+        encoder = build_encoder(trial, channels=channels)
+    reader = SiteReader(index_path=str(files.index), crops=trial.crops)
+    embeddings, skipped = embed_screen(trial, encoder, reader, files, sites, tell)
+    embed_s = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    tell({"trial_id": trial.id, "phase": "score"})
+    readout = study.readout if encoder is not None else next(iter(embeddings))
+    score = _score(trial, study, files, index, embeddings, readout, skipped)
+    score_s = time.perf_counter() - clock
+
+    curve = fitted.curve if fitted else checkpoint.Curve()
+    crops_seen = len(curve.step) * trial.crops.global_batch_size
+    unique = len(index.rows(trial.crops.data_fraction, trial.crops.held_out)) if fitted else 0
+    used = slot.used()
+    row = ResultsRow(
+        trial_id=trial.id,
+        objective=trial.objective.name,
+        backbone=trial.backbone,
+        data_fraction=float(trial.crops.data_fraction) if fitted else 0.0,
+        seed=trial.seed,
+        workers=trial.placement.workers,
+        launcher=trial.placement.launcher,
+        num_parameters=sum(p.numel() for p in encoder.parameters()) if encoder is not None else 0,
+        training_flops=flops.training_flops(trial, channels, classes, crops_seen),
+        crops_seen=crops_seen,
+        unique_sites=min(unique, crops_seen),
+        steps=len(curve.step),
+        train_loss=float(np.mean(curve.loss[-max(1, len(curve.loss) // 10) :])) if fitted else None,
+        held_out_loss=model_loss,
+        readout=readout,
+        metric=study.metric,
+        score=score.headline.value,
+        score_low=score.headline.low,
+        score_high=score.headline.high,
+        score_by_readout=score.by_readout,
+        num_genes=score.num_genes,
+        num_relationships=score.num_relationships,
+        sites_skipped=len(skipped),
+        train_s=fitted.train_s if fitted else 0.0,
+        embed_s=embed_s,
+        score_s=score_s,
+        overhead_s=used.wall_s - (fitted.train_s if fitted else 0.0) - embed_s - score_s,
+        cpu_s=used.cpu_s + (fitted.cpu_s if fitted else 0.0),
+        data_cpu_s=fitted.data_cpu_s if fitted else 0.0,
+        data_wait_s=fitted.data_wait_s if fitted else 0.0,
+        peak_memory_gib=max(used.peak_memory_gib, fitted.peak_memory_gib if fitted else 0.0),
+        index_fingerprint=index.fingerprint,
+        code_version=code_version(),
+    )
+    row.write(directory)
+    return row
+
+
+def embed_screen(
+    trial: Trial,
+    encoder: vit.Encoder | None,
+    reader: SiteReader,
+    files: StudyFiles,
+    sites: Callable[[SiteReader], Iterator[Batch]],
+    tell: Tell,
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Embeds every site of the index, or takes the statistics or latents that a baseline uses instead.
+
+    Returns:
+        Read-out to float32 (number of sites, d), rows in the index's order, and the unreadable rows.
+    """
+    if trial.objective.name == "oracle":
+        return {"latents": _latents(files)}, []
+    # Filled in place: small arrays kept between a step's large temporaries would fragment the heap.
+    whole: dict[str, np.ndarray] = {}
+    bad: list[int] = []
+    done, told = 0, 0.0
+    if encoder is not None:
+        encoder.eval()
+    for batch in sites(reader):
+        if encoder is None:
+            part = {"statistics": intensity_statistics(batch["images"])}
+        else:
+            part = embed_sites(encoder, batch["images"], trial.crops.size_px)
+        for name, vectors in part.items():
+            if name not in whole:
+                whole[name] = np.empty((reader.num_sites, vectors.shape[1]), vectors.dtype)
+            whole[name][done : done + len(vectors)] = vectors
+        bad += [int(row) for row in batch["bad"] if row >= 0]
+        done += len(batch["rows"])
+        if time.monotonic() - told > 1:
+            told = time.monotonic()
+            tell({"trial_id": trial.id, "phase": "embed", "step": done, "steps": reader.num_sites})
+    if done != reader.num_sites:
+        raise RuntimeError(
+            f"Trial {trial.id}: {done} of {reader.num_sites} sites came to be embedded."
+        )
+    if len(bad) > trial.crops.tolerated_bad_sites * reader.num_sites:
+        raise ValueError(
+            f"{len(bad)} of {reader.num_sites} sites cannot be read, more than the tolerated share of "
+            f"{trial.crops.tolerated_bad_sites:g}: index rows {bad[:10]}. Run phenoscale index check."
+        )
+    return whole, bad
+
+
+def held_out_batches(trial: Trial, files: StudyFiles) -> Iterator[Batch]:
+    """One crop of each held-out site, cut in this thread."""
+    cutter = CropCutter(
+        index_path=str(files.index), crops=trial.crops, seed=trial.seed, held_out=True
+    )
+    return cutter.stream(0, cutter.plan.steps)
+
+
+def write_panel(path: Path, trial: Trial, model: MaskedAutoencoder, files: StudyFiles) -> None:
+    """Draws held-out crops as a grid: per crop the rows original, masked, reconstructed; a column a channel."""
+    batch = next(held_out_batches(trial, files))
+    crops = torch.from_numpy(batch["crops"][:_PANEL_CROPS])
+    noise = train.mask_noise(trial, 2**31, model.encoder.num_patches, crops=len(crops))
+    model.eval()
+    shown = panel(model, crops, noise).numpy()  # (3, B, C, s, s), standardized
+    low, high = np.quantile(shown[0], (0.01, 0.99), axis=(-2, -1), keepdims=True)
+    grey = np.clip((shown - low) / np.maximum(high - low, 1e-6), 0, 1)
+    framed = np.pad(grey, [(0, 0)] * 3 + [(1, 1), (1, 1)], constant_values=1.0)
+    kinds, crop, channel, side, _ = framed.shape
+    grid = framed.transpose(1, 0, 3, 2, 4).reshape(crop * kinds * side, channel * side)
+    Image.fromarray((grid * 255).astype(np.uint8)).save(path)
+
+
+def _score(
+    trial: Trial,
+    study: Study,
+    files: StudyFiles,
+    index: ScreenIndex,
+    embeddings: dict[str, np.ndarray],
+    readout: str,
+    skipped: list[int],
+) -> Score:
+    """Scores by the study's metric; leaves sites.parquet, and for recall map.parquet, in the trial's folder."""
+    kept = np.setdiff1d(np.arange(index.num_sites), skipped)
+    metadata = index.metadata().iloc[kept].reset_index(drop=True)
+    embeddings = {name: vectors[kept] for name, vectors in embeddings.items()}
+    directory = files.trial_dir(trial)
+    columns = {name: pa.array(list(x.astype(np.float32))) for name, x in embeddings.items()}
+    pq.write_table(
+        pa.table({"site_id": pa.array(metadata["site_id"]), **columns}), directory / SITES_FILE
+    )
+    rounds = study.bootstrap_rounds
+    if study.metric == "balanced_accuracy":
+        held_out = np.isin(kept, index.held_out_rows(trial.crops.held_out))
+        return score_probe(embeddings, metadata, held_out, readout=readout, rounds=rounds)
+    if files.relationships is None:
+        raise ValueError(
+            "Recall needs known relationships: give the path of an entity1,entity2 table."
+        )
+    pairs = load_relationships(files.relationships)
+    score, table = score_recall(embeddings, metadata, pairs, readout=readout, rounds=rounds)
+    pq.write_table(table, directory / MAP_FILE)
+    return score
+
+
+def _latents(files: StudyFiles) -> np.ndarray:
+    """True phenotype of each site's well, float64 (number of sites, latents)."""
+    if files.latents is None:
+        raise ValueError("The oracle needs the true phenotypes: give the path of latents.parquet.")
+    key = ["experimental_batch", "plate", "well"]
+    sites = ScreenIndex.open(files.index).metadata()[key]
+    latents = pd.read_parquet(files.latents)
+    columns = [name for name in latents.columns if name.startswith("latent_")]
+    joined = sites.merge(latents[key + columns], on=key, how="left", validate="many_to_one")
+    return joined[columns].to_numpy(dtype=np.float64)

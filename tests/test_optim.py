@@ -1,0 +1,69 @@
+"""Optimizer groups and the schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phenoscale.config import Optim
+from phenoscale.optim import build_optimizer, learning_rate
+from tests.tiny import TINY, tiny_model
+
+OPTIM = Optim(lr=0.2, warmup_fraction=0.1, weight_decay=0.3, betas=(0.8, 0.9))
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = tiny_model(TINY)
+    optimizer = build_optimizer(model, OPTIM)
+    decay, rest = optimizer.param_groups
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
+    assert decay["betas"] == (0.8, 0.9)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in decay["params"]} == {
+        name for name in names.values() if name.endswith("weight") and "norm" not in name
+    }
+    assert {names[id(p)] for p in rest["params"]} == {
+        n for n in names.values() if n.endswith(("bias", "token")) or "norm" in n
+    }
+
+
+def test_frozen_parameters_are_left_out():
+    model = tiny_model(TINY)
+    model.get_submodule("encoder").requires_grad_(False)
+    held = [p for group in build_optimizer(model, OPTIM).param_groups for p in group["params"]]
+    assert len(held) == sum(p.requires_grad for p in model.parameters()) > 0
+
+
+def test_an_update_is_adamws():
+    """One step against the definition, Loshchilov & Hutter 2019, algorithm 2."""
+    weight = torch.nn.Linear(2, 2, bias=False)
+    before = weight.weight.detach().clone()
+    optimizer = build_optimizer(weight, OPTIM)
+    weight.weight.grad = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    optimizer.step()
+    # In the first step the corrected moments are the gradient and its square: a step of lr in its sign.
+    expected = before * (1 - 0.2 * 0.3) - 0.2 * torch.sign(weight.weight.grad)
+    torch.testing.assert_close(weight.weight.detach(), expected)
+
+
+def test_one_cycle_by_hand():
+    rates = [learning_rate(OPTIM, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.02 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(0.2)
+    assert rates[55] == pytest.approx(0.1)  # half way through the cosine
+    assert rates[99] == pytest.approx(0.1 * (1 + math.cos(math.pi * 89 / 90)))
+
+
+@given(steps=st.integers(1, 300), warmup=st.floats(0, 0.99))
+def test_the_rate_rises_to_its_peak_and_falls(steps: int, warmup: float):
+    optim = Optim(lr=1.0, warmup_fraction=warmup)
+    rates = [learning_rate(optim, step, steps) for step in range(steps)]
+    peak = max(1, round(warmup * steps)) - 1
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[peak] == pytest.approx(1.0)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)

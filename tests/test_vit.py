@@ -1,0 +1,204 @@
+"""The encoder: its first layer, its patches, and its blocks against timm's own transformer."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+from phenoscale.backbones import backbone
+from phenoscale.models.build import build_encoder, build_model
+from phenoscale.models.vit import (
+    Encoder,
+    patchify,
+    positions,
+    standardize,
+    take,
+    unpatchify,
+)
+from tests.tiny import CHANNELS, TINY, TINY_WSL, tiny_batch
+
+
+def crops_of(count: int = 3, channels: int = CHANNELS, size_px: int = 16) -> torch.Tensor:
+    rng = np.random.default_rng(count + 10 * channels + 100 * size_px)
+    pixels = rng.integers(0, 256, (count, channels, size_px, size_px), dtype=np.uint8)
+    return torch.from_numpy(pixels)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return build_encoder(TINY, channels=CHANNELS).eval()
+
+
+@given(
+    count=st.integers(1, 3),
+    channels=st.integers(1, 6),
+    side=st.integers(1, 4),
+    patch=st.integers(1, 8),
+)
+@settings(max_examples=40)
+def test_patches_go_there_and_back(count: int, channels: int, side: int, patch: int):
+    crops = crops_of(count, channels, side * patch)
+    patches = patchify(crops, patch)
+    assert patches.shape == (count, side**2, channels * patch**2)
+    assert torch.equal(unpatchify(patches, patch, channels), crops)
+
+
+def test_patches_are_what_a_plain_loop_cuts():
+    crops = crops_of(2, 3, 24).numpy()
+    expected = [
+        [
+            crop[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].reshape(-1)
+            for row in range(3)
+            for column in range(3)
+        ]
+        for crop in crops
+    ]
+    np.testing.assert_array_equal(patchify(torch.from_numpy(crops), 8).numpy(), expected)
+
+
+def test_patches_of_a_rectangle_go_row_by_row():
+    crop = torch.arange(2 * 6).reshape(1, 1, 2, 6)
+    assert patchify(crop, 2).tolist() == [[[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]]
+
+
+def test_standardize_is_that_of_numpy():
+    crops = crops_of()
+    pixels = crops.numpy().astype(np.float64)
+    mean, sd = (f(pixels, axis=(2, 3), keepdims=True) for f in (np.mean, np.std))
+    got = standardize(crops)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), (pixels - mean) / sd, atol=1e-5)
+
+
+def test_standardize_looks_at_each_channel_of_each_crop_alone():
+    """Gain and offset of a stain do not matter, and neither do the neighbours."""
+    crops = crops_of().float()
+    gain = torch.rand(3, CHANNELS, 1, 1) + 0.5
+    torch.testing.assert_close(
+        standardize(crops * gain + 7), standardize(crops), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(standardize(crops)[1:2], standardize(crops[1:2]))
+
+
+def test_a_constant_channel_becomes_zero():
+    crops = crops_of()
+    crops[0, 1] = 200
+    assert torch.equal(standardize(crops)[0, 1], torch.zeros(16, 16))
+
+
+def test_positions_are_the_sines_and_cosines_of_row_and_column():
+    """Vaswani et al. 2017, section 3.5, for half of the width each; MAE's fixed positions."""
+    side, width = 3, 16
+    rates = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
+    got = positions(side, width).numpy()
+    assert got.shape == (side**2, width)
+    for number, value in enumerate(got):
+        row, column = divmod(number, side)
+        waves = [f(x * rates) for f in (np.sin, np.cos) for x in (row, column)]
+        np.testing.assert_allclose(np.sort(value), np.sort(np.concatenate(waves)), atol=1e-6)
+    assert len(np.unique(got.round(4), axis=0)) == side**2
+
+
+def test_take_gathers_rows():
+    tokens = torch.arange(2 * 4 * 3).reshape(2, 4, 3)
+    numbers = torch.tensor([[3, 0], [1, 1]])
+    expected = torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]])
+    assert torch.equal(take(tokens, numbers), expected)
+
+
+@pytest.mark.parametrize("name", ["nano/8", "S/16"])
+def test_the_encoder_is_timms_vision_transformer(name: str):
+    """The same weights in timm's own model, which cuts patches with a convolution, give the same tokens."""
+    shape, channels, size_px = backbone(name), 3, 32
+    torch.manual_seed(0)
+    ours = Encoder(shape, channels=channels, size_px=size_px).eval()
+    timms = VisionTransformer(
+        img_size=size_px,
+        patch_size=shape.patch_px,
+        in_chans=channels,
+        num_classes=0,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        mlp_ratio=shape.mlp_width / shape.width,
+        qkv_bias=False,
+        qk_norm=True,
+        init_values=shape.layer_scale,
+        no_embed_class=True,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        block_fn=ParallelScalingBlock,
+    ).eval()
+    state = ours.state_dict()
+    weight = state.pop("projection.weight")
+    state["patch_embed.proj.weight"] = weight.reshape(-1, channels, *[shape.patch_px] * 2)
+    state["patch_embed.proj.bias"] = state.pop("projection.bias")
+    state["cls_token"] = state.pop("class_token").reshape(1, 1, -1)
+    state["pos_embed"] = ours.positions.unsqueeze(0)
+    timms.load_state_dict(state)
+    crops = standardize(crops_of(2, channels, size_px))
+    with torch.no_grad():
+        tokens = ours(patchify(crops, shape.patch_px))
+        torch.testing.assert_close(tokens, timms.forward_features(crops), atol=1e-5, rtol=1e-5)
+
+
+def test_keeping_every_patch_in_any_order_changes_only_the_order(encoder: Encoder):
+    patches = patchify(standardize(crops_of()), 8)
+    order = torch.stack([torch.randperm(4) for _ in range(3)])
+    with torch.no_grad():
+        whole, shuffled = encoder(patches), encoder(patches, order)
+    torch.testing.assert_close(shuffled[:, 0], whole[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shuffled[:, 1:], take(whole[:, 1:], order), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_not_kept_is_not_seen(encoder: Encoder):
+    patches = patchify(standardize(crops_of()), 8)
+    kept = torch.tensor([[0, 2], [1, 3], [2, 1]])
+    other = patches.clone()
+    for crop, numbers in enumerate(kept):
+        other[crop, [n for n in range(4) if n not in numbers]] = 9.0
+    with torch.no_grad():
+        tokens = encoder(patches, kept)
+        assert tokens.shape == (3, 3, 32)
+        assert torch.equal(tokens, encoder(other, kept))
+        assert not torch.allclose(encoder(patches), encoder(other))
+
+
+def test_places_matter(encoder: Encoder):
+    """The same patch elsewhere is another token: positions reach the blocks."""
+    patch = torch.randn(1, 1, CHANNELS * 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = encoder(patch.expand(1, 4, -1))[0, 1:]
+    assert torch.cdist(tokens, tokens).add(torch.eye(4)).min() > 0.1
+
+
+def test_the_seed_alone_decides_the_weights():
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    one = build_model(TINY, channels=CHANNELS, num_classes=3).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state), "building moved the global generator"
+    torch.manual_seed(6)
+    two = build_model(TINY, channels=CHANNELS, num_classes=3).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("trial", [TINY, TINY_WSL], ids=lambda t: t.objective.name)
+def test_the_untrained_baseline_is_the_encoder_that_training_starts_from(trial):
+    """The two differ by training alone, so that training is what a comparison measures."""
+    model = build_model(trial, channels=CHANNELS, num_classes=3)
+    start = model.get_submodule("encoder").state_dict()
+    untrained = build_encoder(trial, channels=CHANNELS).state_dict()
+    assert start.keys() == untrained.keys()
+    assert all(torch.equal(start[name], untrained[name]) for name in start)
+
+
+def test_the_model_takes_what_the_stream_gives(encoder: Encoder):
+    crops = torch.from_numpy(tiny_batch(TINY, 0)["crops"])
+    assert crops.dtype == torch.uint8
+    tokens = encoder(patchify(standardize(crops), 8))
+    assert tokens.shape == (8, 1 + 4, 32) and tokens.dtype == torch.float32

@@ -1,0 +1,113 @@
+"""The smallest real trial, batches for it, and the smallest simulated screen.
+
+Golden losses: `python -m tests.tiny --write-golden` writes tests/data/golden_losses.json anew. Do that only
+where a change is meant to change numbers, and say so in the change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from phenoscale.config import Crops, Objective, Optim, Trial
+from phenoscale.screens.planted import ScreenSpec
+from phenoscale.train import Batch, Trained, train
+
+CHANNELS, CLASSES, STEPS = 2, 3, 10
+GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
+SCREEN = ScreenSpec(
+    num_complexes=8,
+    genes_per_complex=4,
+    num_opposed=2,
+    experimental_batches=2,
+    plates_per_batch=2,
+    controls_per_batch=8,
+    sites_per_well=2,
+    size_px=64,
+)
+"""Two experimental batches of two plates, 32 genes, 288 sites of 6 x 64 x 64."""
+
+TINY = Trial(
+    objective=Objective(name="mae", mask_ratio=0.5),
+    backbone="nano/8",
+    crops=Crops(size_px=16, passes=1, global_batch_size=8),
+    optim=Optim(lr=3e-3),
+)
+"""Two blocks of width 32 on crops of 16 px in 4 patches."""
+TINY_WSL = dataclasses.replace(TINY, objective=Objective(name="wsl"))
+
+
+def tiny_model(trial: Trial):
+    """The trial's model for `CHANNELS` channels and `CLASSES` classes."""
+    from phenoscale.models.build import build_model
+
+    return build_model(trial, channels=CHANNELS, num_classes=CLASSES)
+
+
+def tiny_batch(trial: Trial, step: int) -> Batch:
+    """The global batch of a step: gratings whose direction is the class, in noise."""
+    count, size = trial.crops.global_batch_size, trial.crops.size_px
+    rng = np.random.default_rng([11, step])
+    labels = rng.integers(0, CLASSES, count)
+    angle = labels * np.pi / CLASSES
+    y, x = np.mgrid[:size, :size]
+    along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
+    phase = rng.uniform(0, 2 * np.pi, (count, CHANNELS, 1, 1))
+    wave = 60 * np.sin(0.8 * along[:, None] + phase)
+    noise = rng.normal(0, 15, (count, CHANNELS, size, size))
+    return {
+        "crops": np.clip(128 + wave + noise, 0, 255).astype(np.uint8),
+        "labels": labels.astype(np.int64),
+        "rows": np.arange(count, dtype=np.int64) + step * count,
+        "bad": np.full(count, -1, np.int64),
+        "read_cpu_s": np.full(count, 0.125),
+    }
+
+
+def part(batch: Batch, rank: int = 0, world: int = 1) -> Batch:
+    """A worker's share of a global batch."""
+    share = len(batch["crops"]) // world
+    return {name: x[rank * share : (rank + 1) * share] for name, x in batch.items()}
+
+
+def tiny_batches(
+    trial: Trial, rank: int = 0, world: int = 1, *, fixed: bool = False
+) -> Callable[[int, int], Iterator[Batch]]:
+    """The `batches` of `train()`: another batch each step, or one fixed batch."""
+
+    def batches(first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            yield part(tiny_batch(trial, 0 if fixed else step), rank, world)
+
+    return batches
+
+
+def silent(progress: dict, fill: Callable[[Path], None] | None) -> None:
+    """A `report` for those who do not listen."""
+
+
+def train_tiny(trial: Trial, steps: int = STEPS) -> Trained:
+    """Trains a tiny trial from nothing, in this process."""
+    return train(trial, tiny_model(trial), tiny_batches(trial), silent, steps=steps)
+
+
+def golden_losses() -> dict[str, list[float]]:
+    """The losses that the golden file holds, measured now."""
+    return {trial.objective.name: train_tiny(trial).curve.loss for trial in (TINY, TINY_WSL)}
+
+
+def main() -> None:
+    """Writes the golden losses."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write-golden", action="store_true", required=True)
+    parser.parse_args()
+    GOLDEN.write_text(json.dumps(golden_losses(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
