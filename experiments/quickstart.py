@@ -11,77 +11,58 @@ follows its data. Read-out, alignment and baselines are fixed here, before anyth
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import ScreenSize, bill_text
-from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial
+from phenoscale.config import Crops, Placement, Study, Trial
 
-BACKBONES = ("nano/16", "micro/16")
+BACKBONES = ("nano/8", "micro/8")
 DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
-PASSES = {"mae": 24, "wsl": 16}  # about equal time: a classifier's step encodes every patch
-MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a 128 px crop has 64 patches, not 256
-LEARNING_RATE = {"mae": 3e-3, "wsl": 2e-3}
-CROP_PX = 128
+PASSES = {"mae": 32, "wsl": 24}  # about equal time: a classifier's step encodes every patch
+MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
+LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
+CROP_PX = 64  # two cells wide, and patches finer than an organelle
 GLOBAL_BATCH = 64
 HELD_OUT = ("batch3/plate2",)
 UNTRAINED_SEEDS = (0, 1, 2)
+TWIN_WORKERS = (2, 1)  # of the smallest trial under Ray Train, beside its run in place
 
 
 def build_study(seed: int = 0) -> Study:
     """The grid for the screen of one seed."""
-    trained = [
-        trial(objective, name, fraction, seed)
+    crops = Crops(size_px=CROP_PX, passes=0, global_batch_size=GLOBAL_BATCH, held_out=HELD_OUT)
+
+    def trained(objective: str, name: str, fraction: float, place: Placement | None = None) -> Trial:
+        seen = dataclasses.replace(crops, data_fraction=fraction, passes=PASSES[objective])
+        lr = LEARNING_RATE[objective]
+        return grid.trained(
+            objective, name, seen, lr=lr, mask_ratio=MASK_RATIO, seed=seed, placement=place
+        )
+
+    cells = [
+        trained(objective, name, fraction)
         for objective in PASSES
         for name in BACKBONES
         for fraction in DATA_FRACTIONS
     ]
     twins = [
-        trial(
-            "mae", BACKBONES[0], DATA_FRACTIONS[0], seed, Placement(launcher="ray_train", workers=n)
-        )
-        for n in (2, 1)
+        trained("mae", BACKBONES[0], DATA_FRACTIONS[0], Placement(launcher="ray_train", workers=n))
+        for n in TWIN_WORKERS
     ]
-    baselines = [baseline("untrained", name, s) for name in BACKBONES for s in UNTRAINED_SEEDS]
-    baselines += [baseline(name, NO_BACKBONE, 0) for name in ("intensity", "oracle")]
+    untrained = [
+        grid.baseline("untrained", name, crops, seed=s) for name in BACKBONES for s in UNTRAINED_SEEDS
+    ]
+    others = [grid.baseline(name, NO_BACKBONE, crops) for name in ("intensity", "oracle")]
     return Study(
         name=f"quickstart-seed{seed}",
         question="Which objective, which backbone, on how much data, finds the planted relationships?",
-        trials=tuple(trained + twins + baselines),
-    )
-
-
-def trial(
-    objective: str, name: str, fraction: float, seed: int, placement: Placement = Placement()
-) -> Trial:
-    """One trained cell of the grid."""
-    return Trial(
-        objective=Objective(name=objective, mask_ratio=MASK_RATIO),
-        backbone=name,
-        crops=Crops(
-            size_px=CROP_PX,
-            data_fraction=fraction,
-            passes=PASSES[objective],
-            global_batch_size=GLOBAL_BATCH,
-            held_out=HELD_OUT,
-        ),
-        optim=Optim(lr=LEARNING_RATE[objective]),
-        seed=seed,
-        placement=placement,
-    )
-
-
-def baseline(objective: str, name: str, seed: int) -> Trial:
-    """One baseline: it trains nothing and goes the same way to its score."""
-    return Trial(
-        objective=Objective(name=objective),
-        backbone=name,
-        crops=Crops(size_px=CROP_PX, passes=0, held_out=HELD_OUT),
-        optim=Optim(lr=1.0),
-        seed=seed,
+        trials=tuple(cells + twins + untrained + others),
     )
 
 

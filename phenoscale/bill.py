@@ -21,8 +21,8 @@ class ScreenSize:
 
     wells: int
     """Wells that no trial holds out."""
-    sites_per_well: int
-    """Sites of each."""
+    sites_per_well: float
+    """Sites of each, on average."""
     total_sites: int
     """Sites to embed, the held-out ones among them."""
     channels: int
@@ -84,7 +84,7 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
                 "give size_px of at most that."
             )
         wells = int(crops.data_fraction * screen.wells + 0.5)  # as `ScreenIndex.rows` rounds
-        steps = num_steps(crops, wells * screen.sites_per_well)
+        steps = num_steps(crops, round(wells * screen.sites_per_well))
     count = steps * crops.global_batch_size
     tiles = screen.total_sites * (screen.site_px // crops.size_px) ** 2
     network = trial.backbone != NO_BACKBONE

@@ -11,10 +11,12 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -56,11 +58,14 @@ def save(directory: Path, model: nn.Module, optimizer: Optimizer, curve: Curve) 
 
 
 def load(directory: Path, model: nn.Module, optimizer: Optimizer) -> Curve:
-    """Restores model and optimizer in place and returns the curve up to the checkpoint."""
+    """Restores model and optimizer in place and returns the curve up to the checkpoint.
+
+    Raises:
+        ValueError: if the directory does not hold a checkpoint of this model.
+    """
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
-    with _quiet():
-        dcp.load(state, checkpoint_id=directory, no_dist=not _distributed())
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    _read(directory, state, no_dist=not _distributed())
     set_state_dict(
         model,
         optimizer,
@@ -71,16 +76,31 @@ def load(directory: Path, model: nn.Module, optimizer: Optimizer) -> Curve:
 
 
 def load_model(directory: Path, model: nn.Module) -> None:
-    """Restores the weights alone, in one process, whatever wrote the checkpoint."""
+    """Restores the weights alone, in one process, whatever wrote the checkpoint.
+
+    Raises:
+        ValueError: if the directory does not hold a checkpoint of this model.
+    """
     state = {"model": model.state_dict()}
-    with _quiet():
-        dcp.load(state, checkpoint_id=directory, no_dist=True)
+    _read(directory, state, no_dist=True)
     model.load_state_dict(state["model"])
 
 
 def read_curve(directory: Path) -> Curve:
     """The curve up to a checkpoint; its length is the number of steps done."""
     return Curve(**json.loads((directory / _PROGRESS).read_text()))
+
+
+def _read(directory: Path, state: dict[str, Any], no_dist: bool) -> None:
+    """Fills `state` from a checkpoint."""
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=directory, no_dist=no_dist)
+    except CheckpointException as error:  # a BaseException, which would pass every launcher's handler
+        reason = next(iter(error.failures.values()))[0]
+        raise ValueError(
+            f"{directory} is no checkpoint of this trial's model: {reason} Remove it to train from the start."
+        ) from error
 
 
 def _distributed() -> bool:
@@ -90,7 +110,7 @@ def _distributed() -> bool:
 class _quiet(warnings.catch_warnings):  # noqa: N801
     """Silences what the format says about running without a process group, which is meant here."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
         logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import StudyFiles
 
 Tell = Callable[[dict[str, Any]], None]
-"""Takes a trial's progress: trial_id and phase, in training also step, steps, loss and crops_per_s."""
+"""Takes a trial's progress: trial and phase, in training also step, steps, loss and crops_per_s."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,7 +56,7 @@ def fit_here(
         def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
             if fill:
                 _commit_checkpoint(directory, progress["step"], fill)
-            tell({"trial_id": trial.id, "phase": "train", **progress})
+            tell({"trial": trial.id, "phase": "train", **progress})
 
         found = sorted(directory.glob("step_*"))
         done = train.train(

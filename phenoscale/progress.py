@@ -55,7 +55,7 @@ class StudyProgress:
 
     def progress(self, update: Mapping[str, Any]) -> None:
         """Takes what a trial told."""
-        name, phase = str(update["trial_id"]), str(update["phase"])
+        name, phase = str(update["trial"]), str(update["phase"])
         if phase == "done" or name not in self._costs:
             return
         train, embed = self._costs[name]

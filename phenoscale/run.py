@@ -1,7 +1,6 @@
 """The life of one trial: train, embed, score, write the row. The same code in place and under Ray Train.
 
-Whoever launches a trial supplies two things: `fit`, which trains it (here, or on a worker group), and
-`sites`, which streams whole sites for embedding.
+Whoever launches a trial supplies `fit`, which trains it here or on a worker group.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ def run_trial(
     files: StudyFiles,
     *,
     fit: Callable[[Trial, StudyFiles, Tell], Fitted],
-    sites: Callable[[SiteReader], Iterator[Batch]],
     tell: Tell,
 ) -> ResultsRow:
     """Runs a trial or baseline from nothing, or from its last checkpoint, to its row on disk."""
@@ -74,11 +72,11 @@ def run_trial(
     elif trial.objective.name == "untrained":
         encoder = build_encoder(trial, channels=channels)
     reader = SiteReader(index_path=str(files.index), crops=trial.crops)
-    embeddings, skipped = embed_screen(trial, encoder, reader, files, sites, tell)
+    embeddings, skipped = embed_screen(trial, encoder, reader, files, tell)
     embed_s = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    tell({"trial_id": trial.id, "phase": "score"})
+    tell({"trial": trial.id, "phase": "score"})
     readout = study.readout if encoder is not None else next(iter(embeddings))
     score = _score(trial, study, files, index, embeddings, readout, skipped)
     score_s = time.perf_counter() - clock
@@ -131,7 +129,6 @@ def embed_screen(
     encoder: vit.Encoder | None,
     reader: SiteReader,
     files: StudyFiles,
-    sites: Callable[[SiteReader], Iterator[Batch]],
     tell: Tell,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
     """Embeds every site of the index, or takes the statistics or latents that a baseline uses instead.
@@ -147,7 +144,7 @@ def embed_screen(
     done, told = 0, 0.0
     if encoder is not None:
         encoder.eval()
-    for batch in sites(reader):
+    for batch in reader.stream():
         if encoder is None:
             part = {"statistics": intensity_statistics(batch["images"])}
         else:
@@ -160,7 +157,7 @@ def embed_screen(
         done += len(batch["rows"])
         if time.monotonic() - told > 1:
             told = time.monotonic()
-            tell({"trial_id": trial.id, "phase": "embed", "step": done, "steps": reader.num_sites})
+            tell({"trial": trial.id, "phase": "embed", "step": done, "steps": reader.num_sites})
     if done != reader.num_sites:
         raise RuntimeError(
             f"Trial {trial.id}: {done} of {reader.num_sites} sites came to be embedded."

@@ -170,7 +170,9 @@ def held_out_loss(trial: Trial, model: nn.Module, batches: Iterator[Batch]) -> f
 
 def mask_noise(trial: Trial, step: int, patches: int, crops: int | None = None) -> Tensor:
     """(B, N) float32 uniform noise that decides a step's masks, from the trial's seed and the step alone."""
-    generator = torch.Generator().manual_seed(trial.seed * 2**32 + step)
+    # torch's CPU generator heeds the low 32 bits of a seed alone. The odd factor near 2**32 / golden ratio
+    # spreads the trials' seeds over them, so that each has a run of steps of its own.
+    generator = torch.Generator().manual_seed((trial.seed * 0x9E3779B1 + step) % 2**32)
     return torch.rand(crops or trial.crops.global_batch_size, patches, generator=generator)
 
 

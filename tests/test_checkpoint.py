@@ -85,9 +85,15 @@ def test_saving_changes_nothing(saved, tmp_path: Path):
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
 
 
-def test_another_model_is_refused(saved):
-    with pytest.raises(RuntimeError, match="head"):
+def test_another_model_or_no_checkpoint_is_refused(saved, tmp_path: Path):
+    """As a ValueError: torch raises a BaseException, which no launcher's handler catches."""
+    with pytest.raises(ValueError, match="no checkpoint of this trial's model.*head.weight"):
         checkpoint.load_model(saved[0], tiny_model(TINY_WSL))
+    with pytest.raises(ValueError, match="head.weight"):
+        checkpoint.load(saved[0], *trained(TINY_WSL, 0))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is no checkpoint"):
+        checkpoint.load_model(tmp_path / "empty", tiny_model(TINY))
 
 
 def test_the_curve_is_read_without_the_weights(saved):

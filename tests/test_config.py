@@ -46,7 +46,7 @@ def test_the_id_reads_as_what_the_trial_is():
     "other",
     [
         changed(seed=1),
-        changed(backbone="nano/16"),
+        changed(backbone="micro/8"),
         changed(objective=Objective(name="wsl", mask_ratio=0.5)),
         changed(objective=Objective(name="mae", mask_ratio=0.75)),
         other_crops(size_px=32),

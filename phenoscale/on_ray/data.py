@@ -1,8 +1,12 @@
-"""Ray Data under the plan: one ordered stream of crops per worker, one of sites for embedding.
+"""Ray Data under the plan: one ordered stream of crops per worker.
 
-The rows of the dataset are step numbers; reading, decoding and cutting happen in its tasks. Ray's own
+The rows of a dataset are step numbers; reading, decoding and cutting happen in its tasks. Ray's own
 splitting of a dataset among workers gives no fixed order across workers and no way to resume, the plan
 gives both.
+
+A stream is a chain of short datasets, each materialized in the object store while the one before is being
+trained on. One long dataset would not do: while its consumer is slower than its readers, Ray Data's executor
+spins in the consumer's process and takes half of a core from it (ray 2.60).
 """
 
 from __future__ import annotations
@@ -10,20 +14,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import ray
 import ray.data
 
-from phenoscale.screens.cutter import Batch, CropCutter, SiteReader
+from phenoscale.screens.cutter import Batch, CropCutter
 
-READER_CPUS = (
-    0.25  # per data task; trials hold less than a core each, so that readers always fit beside
-)
-STEPS_PER_BLOCK = 8
-SITES_PER_BLOCK = 64
-SITES_PER_BATCH = 16
-_OBJECT_STORE_BYTES = 200 * 2**20  # per stream; a slow consumer must not fill the store of its node
+READER_CPUS = 1  # of Ray's count; see `start_ray`
+_STEPS_PER_BLOCK = 8  # of a fifth of the cost per crop of one step per block
+_SEGMENT_BYTES = 96 * 2**20  # two segments of each stream are in the object store at once
 
 
 def crop_stream(
@@ -31,46 +31,33 @@ def crop_stream(
 ) -> Iterator[Batch]:
     """Batches of the steps `first` to `last` - 1 for one worker, in order, cut ahead in Ray tasks."""
     share = cutter.plan.global_batch_size // world
+    length = max(1, _SEGMENT_BYTES // (share * cutter.crop_bytes))
+    starts = range(first, last, length)
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        coming = [ahead.submit(_segment, cutter, first, min(first + length, last), rank, world)]
+        for start in starts:
+            ready = coming.pop().result()
+            if start + length < last:
+                after = min(start + 2 * length, last)
+                coming.append(ahead.submit(_segment, cutter, start + length, after, rank, world))
+            for batch in ready.iter_batches(batch_size=share, prefetch_batches=0):
+                # torch warns of arrays that it may not write to, and a view of a block is one.
+                yield {name: x if x.flags.writeable else x.copy() for name, x in batch.items()}
+
+
+def _segment(
+    cutter: CropCutter, first: int, last: int, rank: int, world: int
+) -> ray.data.MaterializedDataset:
+    """The steps `first` to `last` - 1 of one worker, in the object store."""
 
     def cut(steps: dict[str, np.ndarray]) -> Batch:
         return cutter.cut(first + int(steps["id"][0]), rank, world)
 
-    blocks = math.ceil((last - first) / STEPS_PER_BLOCK)
-    _quiet()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    blocks = math.ceil((last - first) / _STEPS_PER_BLOCK)
     dataset = ray.data.range(last - first, override_num_blocks=blocks).map_batches(
         cut, batch_size=1, num_cpus=READER_CPUS, concurrency=1
     )
-    return _iterate(dataset, share)
-
-
-def site_stream(reader: SiteReader) -> Iterator[Batch]:
-    """All sites in the index's order, read ahead in Ray tasks."""
-    num_sites = reader.num_sites
-
-    def read(starts: dict[str, np.ndarray]) -> Batch:
-        first = int(starts["id"][0]) * SITES_PER_BATCH
-        return reader.read(first, min(first + SITES_PER_BATCH, num_sites))
-
-    batches = math.ceil(num_sites / SITES_PER_BATCH)
-    blocks = math.ceil(num_sites / SITES_PER_BLOCK)
-    _quiet()
-    dataset = ray.data.range(batches, override_num_blocks=blocks).map_batches(
-        read, batch_size=1, num_cpus=READER_CPUS, concurrency=1
-    )
-    return _iterate(dataset, SITES_PER_BATCH)
-
-
-def _iterate(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Batch]:
-    options = dataset.context.execution_options
-    options.preserve_order = True
-    options.resource_limits = ray.data.ExecutionResources.for_limits(
-        object_store_memory=_OBJECT_STORE_BYTES
-    )
-    for batch in dataset.iter_batches(batch_size=batch_size, prefetch_batches=2):
-        # torch warns of arrays that it may not write to, and a view of a block is one.
-        yield {name: x if x.flags.writeable else x.copy() for name, x in batch.items()}
-
-
-def _quiet() -> None:
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    dataset.context.execution_options.preserve_order = True
+    return dataset.materialize()

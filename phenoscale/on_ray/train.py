@@ -80,7 +80,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
 
     def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
-        progress = {"trial_id": trial.id, "phase": "train", **progress}
+        progress = {"trial": trial.id, "phase": "train", **progress}
         if fill is None:
             ray.train.report(progress)
             return

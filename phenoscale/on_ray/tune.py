@@ -16,7 +16,7 @@ from ray import tune
 
 from phenoscale.config import Study, Trial
 from phenoscale.fit import fit_here
-from phenoscale.on_ray.data import crop_stream, site_stream
+from phenoscale.on_ray.data import crop_stream
 from phenoscale.on_ray.start import start_ray
 from phenoscale.on_ray.train import TRAINER_CPUS, fit_on_workers
 from phenoscale.results import ROW_FILE, write_json
@@ -31,7 +31,7 @@ class Listener(Protocol):
     """Who wants to know how the grid goes; called in the driver."""
 
     def progress(self, update: dict[str, Any]) -> None:
-        """A trial's progress, as it told it: trial_id, phase, step, steps, loss, crops_per_s."""
+        """A trial's progress, as it told it: trial, phase, step, steps, loss, crops_per_s."""
 
     def done(self, trial: Trial) -> None:
         """A trial's row is on disk."""
@@ -131,10 +131,9 @@ def _trainable(config: dict[str, Any], study: Study, files: StudyFiles) -> None:
         study,
         files,
         fit=fit_here(crop_stream) if here else fit_on_workers,
-        sites=site_stream,
         tell=tune.report,
     )
-    tune.report({"trial_id": trial.id, "phase": "done"})
+    tune.report({"trial": trial.id, "phase": "done"})
 
 
 class _Relay(tune.Callback):

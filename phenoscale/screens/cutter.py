@@ -51,6 +51,11 @@ class CropCutter:
         """int64 rows of the index that the crops come from."""
         return _opened(self)[1]
 
+    @property
+    def crop_bytes(self) -> int:
+        """Bytes of one crop."""
+        return len(_opened(self)[2].channels) * self.crops.size_px**2
+
     def cut(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The crops of one worker in one step.
 
