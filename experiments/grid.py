@@ -29,5 +29,9 @@ def trained(
 def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> Trial:
     """One baseline: it trains nothing (`crops.passes` is 0) and goes the same way to its score."""
     return Trial(
-        objective=Objective(name=objective), backbone=backbone, crops=crops, optim=Optim(lr=1.0), seed=seed
+        objective=Objective(name=objective),
+        backbone=backbone,
+        crops=crops,
+        optim=Optim(lr=1.0),
+        seed=seed,
     )

@@ -1,13 +1,14 @@
 """Does training on real nuclei beat the same two baselines, and does it gain with data?
 
 Command: python -m experiments.real_images DATA [--dry-run]     (DATA holds mitocheck_nuclei/)
-Expected: on plates that nothing was fitted on, a linear probe tells the 16 phenotype classes apart better
-from trained than from untrained encoders; a classifier that trains on the very labels leads at this size.
+Expected: on plates that nothing was fitted on, a linear probe tells the 16 phenotype classes apart
+better from trained than from untrained encoders; a classifier that trains on the very labels leads
+at this size.
 
-Images: 2,211 nuclei of the MitoCheck RNAi screen (HeLa, H2B-GFP; Neumann et al. 2010), 64 x 64 px, labelled by
-experts, 45 plates. A class depends on its plate and cells of one movie resemble each other, so whole plates
-are held out: from training, from the probe's fit, and as units of the bootstrap. The expert's class stands in
-for the perturbation that WSL classifies.
+Images: 2,211 nuclei of the MitoCheck RNAi screen (HeLa, H2B-GFP; Neumann et al. 2010), 64 x 64 px,
+labelled by experts, 45 plates. A class depends on its plate and cells of one movie resemble each
+other, so whole plates are held out: from training, from the probe's fit, and as units of the
+bootstrap. The expert's class stands in for the perturbation that WSL classifies.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def read_cells(data: Path) -> list[dict[str, str]]:
     path = data / FOLDER / "cells.csv"
     if not path.is_file():
         raise ValueError(
-            f"{path} is not there. This experiment needs the MitoCheck single-cell sample (2,211 labelled "
-            "nuclei, CC BY 4.0; in the public repository WayScience/phenotypic_profiling, folder "
-            "6.single_cell_images) with a table cells.csv of path, label, plate, well_index. "
+            f"{path} is not there. This experiment needs the MitoCheck single-cell sample "
+            "(2,211 labelled nuclei, CC BY 4.0; in the public repository "
+            "WayScience/phenotypic_profiling, folder 6.single_cell_images) with a table cells.csv of path, label, plate, well_index. "
             f"Give the folder that holds {FOLDER}/ as the argument."
         )
     with path.open(newline="") as lines:
@@ -87,7 +88,7 @@ def read_cells(data: Path) -> list[dict[str, str]]:
 
 
 def write_index(cells: list[dict[str, str]], data: Path, out: Path) -> Path:
-    """Indexes the nuclei in place: one site each, wells by spot, the expert's class as perturbation."""
+    """Indexes the nuclei in place: wells by spot, the expert's class as perturbation."""
     import pyarrow as pa
 
     from phenoscale.screens.index import build_index

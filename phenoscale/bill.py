@@ -80,8 +80,8 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
     if not trial.is_baseline:
         if crops.size_px > screen.site_px:
             raise ValueError(
-                f"Trial {trial.id} wants crops of {crops.size_px} px from sites of {screen.site_px} px; "
-                "give size_px of at most that."
+                f"Trial {trial.id} wants crops of {crops.size_px} px from sites of "
+                f"{screen.site_px} px; give size_px of at most that."
             )
         wells = int(crops.data_fraction * screen.wells + 0.5)  # as `ScreenIndex.rows` rounds
         steps = num_steps(crops, round(wells * screen.sites_per_well))
@@ -103,21 +103,27 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
 def bill_text(study: Study, screen: ScreenSize) -> list[str]:
     """The bill as lines of text: a trial a line, then the sum."""
     lines = bill(study, screen)
-    head = f"{'trial':<44}{'parameters':>12}{'steps':>8}{'crops':>12}{'FLOPs':>11}{'workers':>9}{'GPUs':>6}{'GPU-h':>10}"
+    head = (
+        f"{'trial':<44}{'parameters':>12}{'steps':>8}{'crops':>12}{'FLOPs':>11}"
+        f"{'workers':>9}{'GPUs':>6}{'GPU-h':>10}"
+    )
     text = [head, "-" * len(head)]
     for line in lines:
         place = line.trial.placement
         text.append(
             f"{line.trial.id:<44}{line.parameters:>12,}{line.steps:>8,}{line.crops:>12,}"
-            f"{line.training_flops:>11.2e}{place.workers:>9}{place.workers * place.gpu:>6}{line.gpu_hours:>10.2g}"
+            f"{line.training_flops:>11.2e}{place.workers:>9}{place.workers * place.gpu:>6}"
+            f"{line.gpu_hours:>10.2g}"
         )
     trained = sum(not line.trial.is_baseline for line in lines)
     total = sum(line.training_flops + line.embedding_flops for line in lines)
     text += [
         "-" * len(head),
         f"{len(lines)} trials ({trained} trained, {len(lines) - trained} baselines), "
-        f"{sum(line.steps for line in lines):,} steps, {sum(line.crops for line in lines):,} crops, "
+        f"{sum(line.steps for line in lines):,} steps, "
+        f"{sum(line.crops for line in lines):,} crops, "
         f"{total:.2e} FLOPs with embedding of {screen.total_sites:,} sites each.",
-        f"On A100s at {UTILIZATION:.0%} of the bf16 peak: {sum(line.gpu_hours for line in lines):.2g} GPU-hours.",
+        f"On A100s at {UTILIZATION:.0%} of the bf16 peak: "
+        f"{sum(line.gpu_hours for line in lines):.2g} GPU-hours.",
     ]
     return text

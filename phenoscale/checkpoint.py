@@ -1,7 +1,8 @@
 """Checkpoints: torch's distributed format for tensors, JSON for the rest.
 
-A checkpoint is a directory. `save` fills it (each worker its own part) and the caller's `report` moves it
-into place, so a kill in the middle leaves the previous one valid. The curve so far travels with it.
+A checkpoint is a directory. `save` fills it (each worker its own part) and the caller's `report`
+moves it into place, so a kill in the middle leaves the previous one valid. The curve so far travels
+with it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Curve:
 
 
 def save(directory: Path, model: nn.Module, optimizer: Optimizer, curve: Curve) -> None:
-    """Writes this worker's part of a checkpoint; call it on every worker, each with a directory of its own."""
+    """Writes this worker's part of a checkpoint.
+
+    Call it on every worker, each with a directory of its own.
+    """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     with _quiet():
         dcp.save(
@@ -96,10 +100,12 @@ def _read(directory: Path, state: dict[str, Any], no_dist: bool) -> None:
     try:
         with _quiet():
             dcp.load(state, checkpoint_id=directory, no_dist=no_dist)
-    except CheckpointException as error:  # a BaseException, which would pass every launcher's handler
+    # A BaseException, which would pass every launcher's handler.
+    except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise ValueError(
-            f"{directory} is no checkpoint of this trial's model: {reason} Remove it to train from the start."
+            f"{directory} is no checkpoint of this trial's model: {reason} "
+            "Remove it to train from the start."
         ) from error
 
 
@@ -107,7 +113,7 @@ def _distributed() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801
+class _quiet(warnings.catch_warnings):
     """Silences what the format says about running without a process group, which is meant here."""
 
     def __enter__(self) -> None:

@@ -1,4 +1,4 @@
-"""The command `phenoscale`: thin verbs over the functions of the package; imports wait until a verb needs them."""
+"""The command `phenoscale`: thin verbs over the package; imports wait until a verb needs them."""
 
 from __future__ import annotations
 
@@ -169,9 +169,13 @@ def report(study_dir: StudyDir) -> None:
 def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
     """Mirror the rows of a study to MLflow, as often as you like: nothing is logged twice."""
     with _clear_errors():
+        from phenoscale.tracking import MirrorError
         from phenoscale.tracking import sync as sync_study
 
-        typer.echo(f"{sync_study(study_dir, tracking_uri)} trials mirrored")
+        try:
+            typer.echo(f"{sync_study(study_dir, tracking_uri)} trials mirrored")
+        except MirrorError as error:
+            raise OSError(str(error)) from error
 
 
 @app.command()
@@ -181,17 +185,20 @@ def ui(
 ) -> None:
     """Open the MLflow dashboard of a study on this machine's loopback."""
     with _clear_errors():
+        import os
         import subprocess
 
-        from phenoscale.tracking import ui_command
+        from phenoscale.tracking import ENVIRONMENT, ui_command
 
         typer.echo(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
-        raise typer.Exit(subprocess.call(ui_command(study_dir, port)))
+        raise typer.Exit(
+            subprocess.call(ui_command(study_dir, port), env={**ENVIRONMENT, **os.environ})
+        )
 
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Shows what a user can mend as one line, and leaves everything else as the fault that it is."""
+    """Shows what a user can mend as one line, leaves everything else as the fault that it is."""
     try:
         yield
     except (ValueError, OSError) as error:

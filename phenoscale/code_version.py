@@ -10,7 +10,7 @@ from pathlib import Path
 
 @functools.lru_cache(maxsize=1)
 def code_version() -> str:
-    """Version of the package; from a git checkout also the commit, and "dirty" where files differ from it."""
+    """Version of the package; of a git checkout also the commit, and "dirty" where files differ."""
     version = importlib.metadata.version("phenoscale")
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():

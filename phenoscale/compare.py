@@ -1,4 +1,4 @@
-"""Paired comparisons of a finished study: the best trained encoder against each baseline, twins against each other.
+"""Paired comparisons of a finished study: best encoder against each baseline, twin against twin.
 
 Computed from rows, maps and curves on disk; written to comparisons.json for the report.
 """

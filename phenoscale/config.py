@@ -1,7 +1,7 @@
 """The values that describe a study: frozen, complete, checked when they are made.
 
-A `Trial` is one cell of the grid. Everything that changes its result is in it, nothing else is, and its
-id says what it is: a readable name and a short hash of those fields.
+A `Trial` is one cell of the grid. Everything that changes its result is in it, nothing else is, and
+its id says what it is: a readable name and a short hash of those fields.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Placement:
         _require(self.threads > 0, "threads", self.threads, "1 or more")
         if self.launcher == "in_place" and (self.workers > 1 or self.gpu):
             raise ValueError(
-                f"A trial with workers={self.workers}, gpu={self.gpu} cannot run in place: that is one CPU "
-                'worker. Give launcher="ray_train".'
+                f"A trial with workers={self.workers}, gpu={self.gpu} cannot run in place: that is "
+                'one CPU worker. Give launcher="ray_train".'
             )
 
 
@@ -158,14 +158,14 @@ class Trial:
             kept = round(patches * (1 - self.objective.mask_ratio))
             if self.objective.name == "mae" and not 0 < kept < patches:
                 raise ValueError(
-                    f"mask_ratio={self.objective.mask_ratio} keeps {kept} of the {patches} patches of a "
-                    "crop; mae needs at least one to see and one to predict. Give larger crops or another "
-                    "mask_ratio."
+                    f"mask_ratio={self.objective.mask_ratio} keeps {kept} of the {patches} "
+                    "patches of a crop; mae needs at least one to see and one to predict. Give "
+                    "larger crops or another mask_ratio."
                 )
         if self.is_baseline != (self.crops.passes == 0):
             raise ValueError(
-                f"objective {self.objective.name} with passes={self.crops.passes}: a baseline trains on "
-                "nothing (passes=0), every other objective on at least one pass."
+                f"objective {self.objective.name} with passes={self.crops.passes}: a baseline "
+                "trains on nothing (passes=0), every other objective on at least one pass."
             )
         if self.crops.global_batch_size % self.placement.workers:
             raise ValueError(
@@ -182,8 +182,8 @@ class Trial:
     def id(self) -> str:
         """Readable name and 8 hexadecimal digits of SHA-256 over the fields that change the result.
 
-        The placement is no part of the hash. It stands at the end of the name where it is not the plain
-        one, so that twins (one trial, placed differently on purpose) keep separate folders.
+        The placement is no part of the hash. It stands at the end of the name where it is not the
+        plain one, so that twins (one trial, placed differently on purpose) keep separate folders.
         """
         fields = dataclasses.asdict(self)
         placement = fields.pop("placement")
@@ -222,7 +222,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of trials over one screen, and how they are scored; fixed before anything is trained."""
+    """A grid of trials on one screen and how they are scored, fixed before anything is trained."""
 
     name: str
     """Name of the study: its MLflow experiment and the title of its report."""
@@ -257,7 +257,8 @@ def num_steps(crops: Crops, num_sites: int) -> int:
     steps = math.floor(crops.passes * num_sites / crops.global_batch_size)
     if steps < 1:
         raise ValueError(
-            f"{crops.passes} passes over {num_sites} sites are fewer crops than one global batch of "
-            f"{crops.global_batch_size}. Give more passes, a larger data_fraction, or a smaller batch."
+            f"{crops.passes} passes over {num_sites} sites are fewer crops than one global batch "
+            f"of {crops.global_batch_size}. Give more passes, a larger data_fraction, or a smaller "
+            "batch."
         )
     return steps

@@ -1,8 +1,9 @@
 """The sampling plan: which crop is the i-th of step s, as arithmetic.
 
-The sequence of global batches is a function of (index fingerprint, seed, step) alone. Nothing is stored
-or shuffled in memory, any step can be asked for at once, and a worker's share is a contiguous piece of
-the global batch: so 1, 2 or 8 workers and a resumed trial see the same crops in the same order.
+The sequence of global batches is a function of (index fingerprint, seed, step) alone. Nothing is
+stored or shuffled in memory, any step can be asked for at once, and a worker's share is a
+contiguous piece of the global batch: so 1, 2 or 8 workers and a resumed trial see the same crops in
+the same order.
 
 Shapes: B crops of one worker in one step.
 """
@@ -51,7 +52,7 @@ class Plan:
 
     @classmethod
     def of(cls, crops: Crops, *, fingerprint: str, seed: int, num_sites: int) -> Plan:
-        """The plan of a trial: `crops.passes` visits of each site in an order of its own per pass."""
+        """The plan of a trial: `crops.passes` visits of each site, each pass in its own order."""
         digest = hashlib.blake2b(f"{fingerprint}/{seed}".encode(), digest_size=8).digest()
         return cls(
             key=int.from_bytes(digest, "little"),
@@ -64,15 +65,16 @@ class Plan:
         """The crops that worker `rank` of `world` sees in `step`.
 
         Raises:
-            ValueError: if the step lies outside the plan or the batch does not divide among the workers.
+            ValueError: if the step lies outside the plan or the batch does not divide among the
+                workers.
         """
         if not 0 <= step < self.steps:
             raise ValueError(f"Step {step} is outside the plan of {self.steps} steps.")
         share, rest = divmod(self.global_batch_size, world)
         if rest:
             raise ValueError(
-                f"A global batch of {self.global_batch_size} does not divide among {world} workers; "
-                "give a multiple."
+                f"A global batch of {self.global_batch_size} does not divide among {world} "
+                "workers; give a multiple."
             )
         first = step * self.global_batch_size + rank * share
         number = np.arange(first, first + share, dtype=np.uint64)  # of the crop in the trial
@@ -96,8 +98,9 @@ class Plan:
 def permute(position: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     """Images of `position` under a pseudo-random permutation of range(size), without a table.
 
-    A Feistel network permutes the next power of four; positions that land outside are sent through it
-    again until they land inside (cycle walking, Black & Rogaway 2002), four times at the most on average.
+    A Feistel network permutes the next power of four; positions that land outside are sent through
+    it again until they land inside (cycle walking, Black & Rogaway 2002), four times at the most on
+    average.
 
     Args:
         position: uint64 (B,), in [0, size).

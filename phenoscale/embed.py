@@ -21,8 +21,9 @@ def embed_sites(encoder: vit.Encoder, images: np.ndarray, size_px: int) -> dict[
         size_px: side of the tiles: the crop size of training.
 
     Returns:
-        float32 (S, D) for each of patch_mean (mean of the patch tokens), class_token and patch_sd (standard
-        deviation of the patch tokens over the tile: how uneven the tile is), each averaged over tiles.
+        float32 (S, D) for each of patch_mean (mean of the patch tokens), class_token and patch_sd
+        (standard deviation of the patch tokens over the tile: how uneven the tile is), each
+        averaged over tiles.
     """
     device = encoder.class_token.device
     crops = tile(torch.from_numpy(images).to(device), size_px)  # (S * T, C, s, s)
@@ -38,7 +39,7 @@ def embed_sites(encoder: vit.Encoder, images: np.ndarray, size_px: int) -> dict[
 
 
 def tile(images: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Cuts sites into whole tiles, in rows from the top left; what is left at the far edges is not used.
+    """Cuts sites into whole tiles, in rows from the top left; a rest at the far edges is not used.
 
     Args:
         images: (S, C, H, W).

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from phenoscale import checkpoint, train
+from phenoscale import train
+from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
 from phenoscale.models.build import build_model
 from phenoscale.screens.cutter import Batch, CropCutter
@@ -26,7 +27,7 @@ class Fitted:
 
     checkpoint: Path
     """The last checkpoint."""
-    curve: checkpoint.Curve
+    curve: Curve
     """Per step."""
     train_s: float
     """Wall seconds in the loop."""
@@ -45,7 +46,7 @@ class Fitted:
 def fit_here(
     crops: Callable[[CropCutter, int, int], Iterator[Batch]],
 ) -> Callable[[Trial, StudyFiles, Tell], Fitted]:
-    """A `fit` that trains in this process, one worker, with crops from `crops(cutter, first, last)`."""
+    """A `fit` that trains here, as one worker, with crops from `crops(cutter, first, last)`."""
 
     def fit(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
         directory = files.trial_dir(trial)

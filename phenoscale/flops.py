@@ -20,7 +20,7 @@ def block_parameters(width: int, heads: int, mlp_width: int, layer_scale: float 
 
 
 def encoder_parameters(shape: Backbone, channels: int) -> int:
-    """Parameters of the encoder: projection, class token, blocks, last norm. Positions are fixed."""
+    """Parameters of the encoder: projection, class token, blocks, norm. Positions are fixed."""
     values = channels * shape.patch_px**2
     one = block_parameters(shape.width, shape.heads, shape.mlp_width, shape.layer_scale)
     return values * shape.width + shape.width + shape.width + shape.depth * one + 2 * shape.width
@@ -35,7 +35,7 @@ def decoder_parameters(shape: Backbone, channels: int) -> int:
 
 
 def block_flops(tokens: int, width: int, mlp_width: int) -> int:
-    """Forward operations of one block on one sequence: four width x width products, MLP, attention."""
+    """Forward operations of a block on a sequence: four width x width products, MLP, attention."""
     return 2 * tokens * (4 * width * width + 2 * width * mlp_width) + 4 * tokens * tokens * width
 
 
@@ -62,7 +62,7 @@ def forward_flops(trial: Trial, channels: int, num_classes: int) -> int:
 
 
 def training_flops(trial: Trial, channels: int, num_classes: int, crops_seen: int) -> float:
-    """Operations of a whole training: forward once, backward twice (Kaplan et al. 2020, section 2.1)."""
+    """Operations of a training: forward once, backward twice (Kaplan et al. 2020, section 2.1)."""
     return 3.0 * forward_flops(trial, channels, num_classes) * crops_seen
 
 

@@ -11,7 +11,7 @@ from phenoscale.config import Optim
 
 
 def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors (biases, norms, tokens, LayerScale) do not decay."""
+    """AdamW (Loshchilov & Hutter 2019); vectors (bias, norm, token, LayerScale) do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},

@@ -75,7 +75,8 @@ class StudyProgress:
         self._end(trial)
         loss = "" if row.train_loss is None else f"  loss {row.train_loss:.3f}"
         self._line(
-            f"{trial.id:<42} {row.metric} {row.score:.3f} [{row.score_low:.3f}, {row.score_high:.3f}]{loss}"
+            f"{trial.id:<42} {row.metric} {row.score:.3f} "
+            f"[{row.score_low:.3f}, {row.score_high:.3f}]{loss}"
         )
 
     def failed(self, trial: Trial, reason: str) -> None:
@@ -100,11 +101,13 @@ class StudyProgress:
     def _show_whole(self) -> None:
         share = sum(self._done.values()) / (self._total or 1.0)
         elapsed = time.monotonic() - self._start
-        left = f"{_minutes(elapsed * (1 - share) / share)} to go" if share > 0.02 else "starting"
+        left = "starting"
+        if share > 0.02:
+            left = f"about {_minutes(elapsed * (1 - share) / share)} to go"
         self._bars.update(self._whole, completed=share, note=left)
         if not self._console.is_terminal and time.monotonic() - self._said > _QUIET_S:
             self._said = time.monotonic()
-            self._console.print(f"  {share:.0%} done, about {left}", highlight=False)
+            self._console.print(f"  {share:.0%} done, {left}", highlight=False)
 
 
 def _minutes(seconds: float) -> str:

@@ -1,8 +1,9 @@
 """The results row: what one trial, or one baseline, leaves behind, and the table that fits read.
 
-A row is written beside the trial's checkpoint as `row.json`, whole or not at all. Report, fits and the
-MLflow mirror read rows and nothing else. Every column is typed and required. A value that does not exist
-for a baseline (it has no loss) is null; for a trained trial a missing value is an error, never a number.
+A row is written beside the trial's checkpoint as `row.json`, whole or not at all. Report, fits and
+the MLflow mirror read rows and nothing else. Every column is typed and required. A value that does
+not exist for a baseline (it has no loss) is null; for a trained trial a missing value is an error,
+never a number.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ class ResultsRow:
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(
-                    f"{field.name} of {self.trial_id} is {value}; a results row holds finite numbers only. "
-                    "Find out why the trial has no such value: a missing score is an error."
+                    f"{field.name} of {self.trial_id} is {value}; a results row holds finite "
+                    "numbers only. Find out why the trial has no such value: a missing score is an "
+                    "error."
                 )
         if not self.is_baseline and (self.train_loss is None or self.held_out_loss is None):
             raise ValueError(
@@ -162,8 +164,8 @@ def read_rows(study_dir: Path) -> list[ResultsRow]:
     trials = study_dir / "trials"
     if not trials.is_dir():
         raise ValueError(
-            f"{study_dir} is not a study: it has no folder trials/. Give the directory that a study was "
-            "written to, for example runs/quickstart-seed0."
+            f"{study_dir} is not a study: it has no folder trials/. Give the directory that "
+            "a study was written to, for example runs/quickstart-seed0."
         )
     rows = [read_row(path.parent) for path in sorted(trials.glob(f"*/{ROW_FILE}"))]
     return sorted(rows, key=lambda row: (row.is_baseline, row.trial_id))

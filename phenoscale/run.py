@@ -1,6 +1,7 @@
-"""The life of one trial: train, embed, score, write the row. The same code in place and under Ray Train.
+"""The life of one trial: train, embed, score, write the row.
 
-Whoever launches a trial supplies `fit`, which trains it here or on a worker group.
+The same code in place and under Ray Train. Whoever launches a trial supplies `fit`,
+which trains it here or on a worker group.
 """
 
 from __future__ import annotations
@@ -131,10 +132,11 @@ def embed_screen(
     files: StudyFiles,
     tell: Tell,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Embeds every site of the index, or takes the statistics or latents that a baseline uses instead.
+    """Embeds every site of the index, or takes the statistics or latents of a baseline instead.
 
     Returns:
-        Read-out to float32 (number of sites, d), rows in the index's order, and the unreadable rows.
+        Read-out to float32 (number of sites, d), rows in the index's order, and the unreadable
+        rows.
     """
     if trial.objective.name == "oracle":
         return {"latents": _latents(files)}, []
@@ -164,8 +166,9 @@ def embed_screen(
         )
     if len(bad) > trial.crops.tolerated_bad_sites * reader.num_sites:
         raise ValueError(
-            f"{len(bad)} of {reader.num_sites} sites cannot be read, more than the tolerated share of "
-            f"{trial.crops.tolerated_bad_sites:g}: index rows {bad[:10]}. Run phenoscale index check."
+            f"{len(bad)} of {reader.num_sites} sites cannot be read, more than the tolerated share "
+            f"of {trial.crops.tolerated_bad_sites:g}: index rows {bad[:10]}. "
+            "Run phenoscale index check."
         )
     return whole, bad
 
@@ -179,7 +182,10 @@ def held_out_batches(trial: Trial, files: StudyFiles) -> Iterator[Batch]:
 
 
 def write_panel(path: Path, trial: Trial, model: MaskedAutoencoder, files: StudyFiles) -> None:
-    """Draws held-out crops as a grid: per crop the rows original, masked, reconstructed; a column a channel."""
+    """Draws held-out crops as a grid.
+
+    Per crop the rows original, masked, reconstructed; a column a channel.
+    """
     batch = next(held_out_batches(trial, files))
     crops = torch.from_numpy(batch["crops"][:_PANEL_CROPS])
     noise = train.mask_noise(trial, 2**31, model.encoder.num_patches, crops=len(crops))
@@ -202,7 +208,10 @@ def _score(
     readout: str,
     skipped: list[int],
 ) -> Score:
-    """Scores by the study's metric; leaves sites.parquet, and for recall map.parquet, in the trial's folder."""
+    """Scores by the study's metric.
+
+    Leaves sites.parquet, and for recall map.parquet, in the trial's folder.
+    """
     kept = np.setdiff1d(np.arange(index.num_sites), skipped)
     metadata = index.metadata().iloc[kept].reset_index(drop=True)
     embeddings = {name: vectors[kept] for name, vectors in embeddings.items()}

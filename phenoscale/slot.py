@@ -24,8 +24,9 @@ class Use:
 class Slot:
     """What a trial costs the process it runs in.
 
-    The wall time counts from the end of the process's previous trial, or from the start of the process, so
-    that it includes whatever the scheduler and the imports took: the true price of a trial.
+    The wall time counts from the end of the process's previous trial, or from the start of the
+    process, so that it includes whatever the scheduler and the imports took: the true price of a
+    trial.
     """
 
     _free_since: float | None = None

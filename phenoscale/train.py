@@ -1,7 +1,7 @@
 """The spine: one trial's training, top to bottom.
 
-The loop takes what it needs and speaks through `report`. It knows no launcher, no tracker, no disk layout:
-`batches` may be a Ray shard or a generator, `report` a Ray adapter or a list's append.
+The loop takes what it needs and speaks through `report`. It knows no launcher, no tracker, no disk
+layout: `batches` may be a Ray shard or a generator, `report` a Ray adapter or a list's append.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from phenoscale import checkpoint
 from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
+from phenoscale.models.build import Model
 from phenoscale.optim import build_optimizer, learning_rate
 from phenoscale.parallel import mean_over_workers, wrap
 
 Batch = dict[str, np.ndarray]
-"""crops (B, C, H, W) uint8; labels, rows (B,) int64; read_cpu_s (B,) float64; bad (B,) int64, see `screens/cutter.py`."""
+"""crops (B, C, H, W) uint8; labels, rows, bad (B,) int64; read_cpu_s (B,) float64: `cutter.py`."""
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
-"""Called with progress and, where a checkpoint is due, a function that fills a directory with it."""
+"""Takes progress and, where a checkpoint is due, a function that fills a directory with it."""
 
 REPORTS = 20  # progress reports of a trial
 CHECKPOINTS = 3  # checkpoints of a trial, the last one at its end
@@ -55,7 +56,7 @@ class NonFiniteLossError(RuntimeError):
 
 def train(
     trial: Trial,
-    model: nn.Module,
+    model: Model,
     batches: Callable[[int, int], Iterator[Batch]],
     report: Report,
     *,
@@ -93,7 +94,7 @@ def train(
     done = Trained(curve=curve)
     first = len(curve.step)
     stream = batches(first, steps)
-    patches = model.get_submodule("encoder").num_patches
+    patches = model.encoder.num_patches
     share = trial.crops.global_batch_size // world
     report_at = due(steps, REPORTS)
     checkpoint_at = due(steps, CHECKPOINTS)
@@ -112,7 +113,8 @@ def train(
         done.data_cpu_s += float(batch["read_cpu_s"].sum())
         done.bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
 
-        # The noise of the global batch is drawn whole and sliced, so that masks do not depend on `world`.
+        # The noise of the global batch is drawn whole and sliced, so that masks do not depend on
+        # `world`.
         noise = mask_noise(trial, step, patches)[rank * share : (rank + 1) * share]
         loss = step_model(
             torch.from_numpy(batch["crops"]).to(place),
@@ -122,9 +124,9 @@ def train(
         mean_loss = float(mean_over_workers(loss))
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
-                f"Trial {trial.id}: loss {mean_loss} at step {step}, worker {rank}; nothing was updated. "
-                f"The batch holds index rows {batch['rows'].tolist()}. Lower the learning rate "
-                f"({trial.optim.lr:g}) or look at these sites."
+                f"Trial {trial.id}: loss {mean_loss} at step {step}, worker {rank}; nothing was "
+                f"updated. The batch holds index rows {batch['rows'].tolist()}. Lower the learning "
+                f"rate ({trial.optim.lr:g}) or look at these sites."
             )
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), trial.optim.clip_norm)
@@ -150,13 +152,13 @@ def train(
 
 
 @torch.no_grad()
-def held_out_loss(trial: Trial, model: nn.Module, batches: Iterator[Batch]) -> float:
+def held_out_loss(trial: Trial, model: Model, batches: Iterator[Batch]) -> float:
     """Mean loss over crops that the trial never trained on, in one process.
 
     Masks come from a step number that training never reaches, the same for every trial of a seed.
     """
     model.eval()
-    patches = model.get_submodule("encoder").num_patches
+    patches = model.encoder.num_patches
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
         size = len(batch["crops"])
@@ -169,9 +171,9 @@ def held_out_loss(trial: Trial, model: nn.Module, batches: Iterator[Batch]) -> f
 
 
 def mask_noise(trial: Trial, step: int, patches: int, crops: int | None = None) -> Tensor:
-    """(B, N) float32 uniform noise that decides a step's masks, from the trial's seed and the step alone."""
-    # torch's CPU generator heeds the low 32 bits of a seed alone. The odd factor near 2**32 / golden ratio
-    # spreads the trials' seeds over them, so that each has a run of steps of its own.
+    """(B, N) float32 uniform noise that decides a step's masks, from trial seed and step."""
+    # torch's CPU generator heeds the low 32 bits of a seed alone. The odd factor near 2**32 /
+    # golden ratio spreads the trials' seeds over them, so that each has a run of steps of its own.
     generator = torch.Generator().manual_seed((trial.seed * 0x9E3779B1 + step) % 2**32)
     return torch.rand(crops or trial.crops.global_batch_size, patches, generator=generator)
 

@@ -10,8 +10,8 @@ from hypothesis import settings
 settings.register_profile("phenoscale", deadline=None)
 settings.load_profile("phenoscale")
 
-# Before torch is imported, here and in every process that a test starts: one thread each, so that sums keep
-# their order and the machine stays usable.
+# Before torch is imported, here and in every process that a test starts: one thread each, so that
+# sums keep their order and the machine stays usable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -27,9 +27,10 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_screen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the screen `tests.tiny.SCREEN`: images, index.parquet, relationships.csv, latents.parquet.
+    """Folder of the screen `tests.tiny.SCREEN`.
 
-    Made once a run. Read it only: a test that changes files copies what it needs.
+    It holds images, index.parquet, relationships.csv and latents.parquet. Made once a run.
+    Read it only: a test that changes files copies what it needs.
     """
     from phenoscale.screens.index import build_index
     from phenoscale.screens.manifest import read_manifest

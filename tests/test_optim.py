@@ -45,7 +45,8 @@ def test_an_update_is_adamws():
     optimizer = build_optimizer(weight, OPTIM)
     weight.weight.grad = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     optimizer.step()
-    # In the first step the corrected moments are the gradient and its square: a step of lr in its sign.
+    # In the first step the corrected moments are the gradient and its square: a step of lr in its
+    # sign.
     expected = before * (1 - 0.2 * 0.3) - 0.2 * torch.sign(weight.weight.grad)
     torch.testing.assert_close(weight.weight.detach(), expected)
 

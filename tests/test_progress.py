@@ -39,7 +39,7 @@ def console_of(terminal: bool) -> tuple[Console, io.StringIO]:
 
 
 def update(trial, phase: str, step: int | None = None) -> dict:
-    told: dict = {"trial_id": trial.id, "phase": phase}
+    told: dict = {"trial": trial.id, "phase": phase}
     if step is not None:
         told |= {"step": step, "steps": 10}
     return told
@@ -63,7 +63,7 @@ def test_nothing_is_forecast_from_the_first_seconds(clock: Clock):
     with StudyProgress(console, COSTS) as shown:
         clock.now += 16
         shown.progress(update(OTHER, "train", 1))  # 1.5 of 100
-    assert out.getvalue() == "  2% done, about starting\n"
+    assert out.getvalue() == "  2% done, starting\n"
 
 
 def test_ended_trials_are_lines_with_their_score(clock: Clock):
@@ -90,7 +90,7 @@ def test_what_is_no_trial_of_the_study_is_passed_over(clock: Clock):
     console, out = console_of(False)
     with StudyProgress(console, COSTS) as shown:
         clock.now += 100
-        shown.progress({"trial_id": "another", "phase": "train", "step": 9, "steps": 10})
+        shown.progress({"trial": "another", "phase": "train", "step": 9, "steps": 10})
         shown.progress(update(TINY, "done"))
     assert out.getvalue() == ""
 

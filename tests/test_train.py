@@ -74,7 +74,7 @@ def test_losses_fall_on_one_fixed_batch(trial: Trial):
 
 
 def test_golden_losses():
-    """Held to what they were; other CPUs round differently. `python -m tests.tiny --write-golden`."""
+    """Held to what they were; other CPUs round otherwise. `python -m tests.tiny --write-golden`."""
     expected, measured = json.loads(GOLDEN.read_text()), golden_losses()
     assert measured.keys() == expected.keys() == {"mae", "wsl"}
     for objective, losses in expected.items():

@@ -114,7 +114,7 @@ def test_take_gathers_rows():
 
 @pytest.mark.parametrize("name", ["nano/8", "S/16"])
 def test_the_encoder_is_timms_vision_transformer(name: str):
-    """The same weights in timm's own model, which cuts patches with a convolution, give the same tokens."""
+    """The same weights in timm's model, whose patches come by convolution, give the same tokens."""
     shape, channels, size_px = backbone(name), 3, 32
     torch.manual_seed(0)
     ours = Encoder(shape, channels=channels, size_px=size_px).eval()

@@ -1,7 +1,7 @@
 """The smallest real trial, batches for it, and the smallest simulated screen.
 
-Golden losses: `python -m tests.tiny --write-golden` writes tests/data/golden_losses.json anew. Do that only
-where a change is meant to change numbers, and say so in the change.
+Golden losses: `python -m tests.tiny --write-golden` writes tests/data/golden_losses.json anew. Do
+that only where a change is meant to change numbers, and say so in the change.
 """
 
 from __future__ import annotations

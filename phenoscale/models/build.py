@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from phenoscale.backbones import backbone
 from phenoscale.config import Trial
@@ -11,8 +10,11 @@ from phenoscale.models.classifier import Classifier
 from phenoscale.models.mae import MaskedAutoencoder
 from phenoscale.models.vit import Encoder
 
+Model = MaskedAutoencoder | Classifier
+"""Has an `encoder`; called with (crops, labels, noise) it gives the loss."""
 
-def build_model(trial: Trial, *, channels: int, num_classes: int) -> nn.Module:
+
+def build_model(trial: Trial, *, channels: int, num_classes: int) -> Model:
     """The trial's model on the CPU, initialised from the trial's seed alone.
 
     Args:

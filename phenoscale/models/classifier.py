@@ -1,4 +1,4 @@
-"""Weakly supervised learning: a ViT that names the perturbation of a crop (Kraus et al. 2023, WSL)."""
+"""Weakly supervised learning: a ViT that names a crop's perturbation (Kraus et al. 2023, WSL)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from phenoscale.models import vit
 class Classifier(nn.Module):
     """Encoder and a linear layer on the mean of its patch tokens.
 
-    The mean, and not the class token, carries the label: it is the read-out that every objective of a
-    study is compared by, and so the classifier's penultimate layer.
+    The mean, and not the class token, carries the label: it is the read-out that every objective of
+    a study is compared by, and so the classifier's penultimate layer.
     """
 
     def __init__(self, shape: Backbone, *, channels: int, size_px: int, num_classes: int) -> None:

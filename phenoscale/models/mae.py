@@ -1,7 +1,9 @@
-"""Masked autoencoder (He et al. 2022; on microscopy Kraus et al. 2023): encode what is kept, predict the rest.
+"""Masked autoencoder: encode what is kept, predict the rest.
 
-Shapes: B crops, C channels, N patches, K kept patches, M = N - K masked patches, D width, E decoder width,
-P values of a patch. In a mask 1 means removed.
+He et al. 2022; on microscopy Kraus et al. 2023.
+
+Shapes: B crops, C channels, N patches, K kept patches, M = N - K masked patches, D width, E decoder
+width, P values of a patch. In a mask 1 means removed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from phenoscale.models import vit
 
 class MaskedAutoencoder(nn.Module):
     """Encoder, decoder, and the mean squared error on the masked patches."""
+
+    positions: Tensor
 
     def __init__(self, shape: Backbone, *, channels: int, size_px: int, mask_ratio: float) -> None:
         """Builds encoder and decoder; `mask_ratio` of the patches are removed in training."""
@@ -66,8 +70,9 @@ class MaskedAutoencoder(nn.Module):
         place = self.positions.expand(len(x), -1, -1)
         kept_tokens = x[:, 1:] + vit.take(place, kept)
         masked_tokens = self.mask_token + vit.take(place, masked)
-        # Attention does not look at the order of tokens, so they stay class, kept, masked: nothing is
-        # scattered back, and the masked ones, which alone have a loss, stand together at the end.
+        # Attention does not look at the order of tokens, so they stay class, kept, masked: nothing
+        # is scattered back, and the masked ones, which alone have a loss, stand together at the
+        # end.
         x = torch.cat([x[:, :1], kept_tokens, masked_tokens], dim=1)
         for block in self.decoder:
             x = block(x)
@@ -84,8 +89,8 @@ def panel(model: MaskedAutoencoder, crops: Tensor, noise: Tensor) -> Tensor:
         noise: (B, N) float32.
 
     Returns:
-        (3, B, C, H, W) float32, standardized: the original, the original with masked patches at 0 (the
-        crop's mean), and the original with masked patches replaced by the prediction.
+        (3, B, C, H, W) float32, standardized: the original, the original with masked patches at 0
+        (the crop's mean), and the original with masked patches replaced by the prediction.
     """
     encoder = model.encoder
     patches = vit.patchify(vit.standardize(crops), encoder.patch_px)

@@ -1,7 +1,7 @@
 """The vision transformer of both papers, built on timm's blocks; it knows nothing of parallelism.
 
-Shapes: B crops, C channels, H W pixels, p patch side, N = HW / p^2 patches, K kept patches, D width,
-P = C p^2 values of a patch.
+Shapes: B crops, C channels, H W pixels, p patch side, N = HW / p^2 patches, K kept patches, D
+width, P = C p^2 values of a patch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from phenoscale.backbones import Backbone
 def standardize(crops: Tensor) -> Tensor:
     """Self-standardization: zero mean and unit variance of each crop and channel.
 
-    The first layer of every model, so that inference includes it (Kraus et al. 2023). A constant channel
-    becomes 0. `group_norm` does it in one pass, nine times faster on CPU than mean and std do.
+    The first layer of every model, so that inference includes it (Kraus et al. 2023). A constant
+    channel becomes 0. `group_norm` does it in one pass, nine times faster on CPU than mean and std
+    do.
 
     Args:
         crops: (B, C, H, W), uint8 or float.
@@ -33,7 +34,7 @@ def standardize(crops: Tensor) -> Tensor:
 
 
 def patchify(crops: Tensor, patch_px: int) -> Tensor:
-    """(B, C, H, W) to (B, N, P): patches in rows from the top left, values ordered channel, row, column."""
+    """(B, C, H, W) to (B, N, P): patches row by row, values ordered channel, row, column."""
     b, c, h, w = crops.shape
     rows, columns = h // patch_px, w // patch_px
     x = crops.reshape(b, c, rows, patch_px, columns, patch_px)
@@ -60,7 +61,7 @@ def blocks(
             qkv_bias=False,
             qk_norm=True,
             init_values=layer_scale,
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # as timm's own models do
         )
         for _ in range(depth)
     )
@@ -73,6 +74,8 @@ def positions(side: int, width: int) -> Tensor:
 
 class Encoder(nn.Module):
     """uint8 crops in, tokens out: the class token first, then one token per patch."""
+
+    positions: Tensor
 
     def __init__(self, shape: Backbone, *, channels: int, size_px: int) -> None:
         """Builds the encoder for crops of `channels` x `size_px` x `size_px`."""
@@ -98,8 +101,8 @@ class Encoder(nn.Module):
 
         Args:
             patches: (B, N, P) float32, standardized.
-            kept: (B, K) int64 numbers of the patches to encode; None for all. Masked patches are never
-                projected, which saves their cost.
+            kept: (B, K) int64 numbers of the patches to encode; None for all. Masked patches are
+                never projected, which saves their cost.
 
         Returns:
             (B, 1 + K, D) float32 tokens after the last norm.

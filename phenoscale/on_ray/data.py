@@ -1,12 +1,12 @@
 """Ray Data under the plan: one ordered stream of crops per worker.
 
 The rows of a dataset are step numbers; reading, decoding and cutting happen in its tasks. Ray's own
-splitting of a dataset among workers gives no fixed order across workers and no way to resume, the plan
-gives both.
+splitting of a dataset among workers gives no fixed order across workers and no way to resume, the
+plan gives both.
 
-A stream is a chain of short datasets, each materialized in the object store while the one before is being
-trained on. One long dataset would not do: while its consumer is slower than its readers, Ray Data's executor
-spins in the consumer's process and takes half of a core from it (ray 2.60).
+A stream is a chain of short datasets, each materialized in the object store while the one before is
+being trained on. One long dataset would not do: while its consumer is slower than its readers, Ray
+Data's executor spins in the consumer's process and takes half of a core from it (ray 2.60).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEGMENT_BYTES = 96 * 2**20  # two segments of each stream are in the object sto
 def crop_stream(
     cutter: CropCutter, first: int, last: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """Batches of the steps `first` to `last` - 1 for one worker, in order, cut ahead in Ray tasks."""
+    """Batches of steps `first` to `last` - 1 for one worker, in order, cut ahead in Ray tasks."""
     share = cutter.plan.global_batch_size // world
     length = max(1, _SEGMENT_BYTES // (share * cutter.crop_bytes))
     starts = range(first, last, length)

@@ -10,7 +10,7 @@ import ray
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # 2 s by default, paid at the end of every Train run
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # 2 s by default, paid at each Train run's end
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more per Train run; no spot nodes here
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows and MLflow take their place
@@ -22,12 +22,13 @@ _OBJECT_STORE_BYTES = 2**30
 def start_ray(address: str | None = None) -> int:
     """Starts a local Ray, or joins the cluster at `address`, and returns how many workers fit.
 
-    A worker holds one of Ray's CPUs and its reader another (Ray shares what training leaves among the
-    streams in whole CPUs, and a stream without one waits for ever). So half of a cluster's CPUs train, and a
-    local Ray counts each core twice: a reader needs a fifth of a core, not one of its own.
+    A worker holds one of Ray's CPUs and its reader another (Ray shares what training leaves among
+    the streams in whole CPUs, and a stream without one waits for ever). So half of a cluster's CPUs
+    train, and a local Ray counts each core twice: a reader needs a fifth of a core, not one of its
+    own.
 
-    A local Ray listens on this machine for its dashboard alone, which is off, and asks every client for its
-    token. Inside a submitted job the address comes from the environment.
+    A local Ray listens on this machine for its dashboard alone, which is off, and asks every client
+    for its token. Inside a submitted job the address comes from the environment.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -31,8 +31,8 @@ _COLLECTIVE_TIMEOUT_S = 300
 def fit_on_workers(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
     """Trains a trial on a Ray Train worker group; call it inside a Tune function.
 
-    The run has the trial's name in the trial's folder, so that a new attempt goes on from the last checkpoint.
-    Progress reaches Tune through `TuneReportCallback`; `tell` is not needed.
+    The run has the trial's name in the trial's folder, so that a new attempt goes on from the last
+    checkpoint. Progress reaches Tune through `TuneReportCallback`; `tell` is not needed.
 
     Raises:
         train.NonFiniteLossError: as the workers met it.

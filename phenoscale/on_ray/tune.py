@@ -1,8 +1,8 @@
 """The grid: our list of trials, Ray Tune's scheduling.
 
-One-worker CPU trials run in place inside reused Tune actors, as many at once as there are cores; then come
-the trials that need a Ray Train worker group. Rows on disk are the truth: a trial that has one is not run
-again, and whatever Tune remembers of an earlier attempt is never read.
+One-worker CPU trials run in place inside reused Tune actors, as many at once as there are cores;
+then come the trials that need a Ray Train worker group. Rows on disk are the truth: a trial that
+has one is not run again, and whatever Tune remembers of an earlier attempt is never read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def run_grid(
         study: the grid.
         files: where it reads and writes.
         listener: told of progress, ends and failures.
-        cost: relative cost of a trial; the largest starts first, so that none is left alone at the end.
+        cost: relative cost of a trial; the largest starts first, so that none is left alone at the
+            end.
         address: of a Ray cluster; a local Ray is started and stopped where there is none.
     """
     todo = sorted(pending(study, files), key=cost, reverse=True)

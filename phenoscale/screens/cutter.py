@@ -1,7 +1,7 @@
 """From the plan to pixels: cuts the crops of a step, reads the sites of a range.
 
-Both readers are small values that a Ray task, a thread or a test calls the same way; what they open is
-kept once per process.
+Both readers are small values that a Ray task, a thread or a test calls the same way; what they open
+is kept once per process.
 
 Shapes: B crops or sites, C channels in the index's order, H W pixels, s side of a crop.
 """
@@ -60,10 +60,10 @@ class CropCutter:
         """The crops of one worker in one step.
 
         Returns:
-            crops uint8 (B, C, s, s); labels int64 (B,), number of the perturbation in `ScreenIndex.labels`;
-            rows int64 (B,), rows of the index; bad int64 (B,), the row that was planned where it could not
-            be read and the next one of the subset stands in for it, else -1; read_cpu_s float64 (B,), CPU
-            seconds of this call shared among its crops.
+            crops uint8 (B, C, s, s); labels int64 (B,), number of the perturbation in
+            `ScreenIndex.labels`; rows int64 (B,), rows of the index; bad int64 (B,), the row that
+            was planned where it could not be read and the next one of the subset stands in for it,
+            else -1; read_cpu_s float64 (B,), CPU seconds of this call shared among its crops.
 
         Raises:
             BadSiteError: if more images are unreadable than `crops.tolerated_bad_sites` allows.
@@ -128,8 +128,9 @@ class SiteReader:
         """Sites of the rows `first` to `last` - 1.
 
         Returns:
-            images uint8 (B, C, H, W); rows int64 (B,); bad int64 (B,): the row where a site could not be
-            read and the tolerance allows one (its image is blank and must not be used), else -1.
+            images uint8 (B, C, H, W); rows int64 (B,); bad int64 (B,): the row where a site could
+            not be read and the tolerance allows one (its image is blank and must not be used), else
+            -1.
 
         Raises:
             BadSiteError: if a site is unreadable and none is tolerated, or if sites differ in size.
@@ -157,7 +158,7 @@ class SiteReader:
             "read_cpu_s": np.full(len(images), (time.thread_time() - began) / len(images)),
         }
 
-    def stream(self, sites_per_batch: int = 16) -> Iterator[Batch]:
+    def stream(self, sites_per_batch: int = 2) -> Iterator[Batch]:
         """All sites in the index's order, read in this thread."""
         for first in range(0, self.num_sites, sites_per_batch):
             yield self.read(first, min(first + sites_per_batch, self.num_sites))
@@ -182,8 +183,8 @@ class _Screen:
         room_y, room_x = int(self.height[row]) - size_px, int(self.width[row]) - size_px
         if room_y < 0 or room_x < 0:
             raise BadSiteError(
-                f"Site {self.site_ids[row]} is {self.height[row]} x {self.width[row]} px, smaller than a "
-                f"crop of {size_px} px. Give size_px of at most that."
+                f"Site {self.site_ids[row]} is {self.height[row]} x {self.width[row]} px, smaller "
+                f"than a crop of {size_px} px. Give size_px of at most that."
             )
         return read_window(
             self.index.root,
@@ -200,8 +201,9 @@ class _Screen:
 
     def complaint(self, row: int, error: ImageError, crops: Crops) -> str:
         return (
-            f"Row {row} of the index, site {self.site_ids[row]}: {error} The share of bad sites tolerated is "
-            f"{crops.tolerated_bad_sites:g}. Mend the file, or give a larger tolerated_bad_sites."
+            f"Row {row} of the index, site {self.site_ids[row]}: {error} The share of bad sites "
+            f"tolerated is {crops.tolerated_bad_sites:g}. Mend the file, or give a larger "
+            "tolerated_bad_sites."
         )
 
 
