@@ -80,7 +80,8 @@ def read_cells(data: Path) -> list[dict[str, str]]:
         raise ValueError(
             f"{path} is not there. This experiment needs the MitoCheck single-cell sample "
             "(2,211 labelled nuclei, CC BY 4.0; in the public repository "
-            "WayScience/phenotypic_profiling, folder 6.single_cell_images) with a table cells.csv of path, label, plate, well_index. "
+            "WayScience/phenotypic_profiling, folder 6.single_cell_images) with a table "
+            "cells.csv of path, label, plate, well_index. "
             f"Give the folder that holds {FOLDER}/ as the argument."
         )
     with path.open(newline="") as lines:

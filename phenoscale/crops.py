@@ -17,9 +17,8 @@ import numpy as np
 
 from phenoscale.config import Crops, num_steps
 
-_ROUNDS = (
-    6  # of the Feistel network; four already pass as a random permutation (Luby & Rackoff 1988)
-)
+# Of the Feistel network; four already pass as a random permutation (Luby & Rackoff 1988).
+_ROUNDS = 6
 _TOP, _LEFT, _TURN, _PERMUTATION = range(4)  # streams of random numbers of one plan
 
 

@@ -84,7 +84,7 @@ def _commit_checkpoint(directory: Path, step: int, fill: Callable[[Path], None])
     """Fills a checkpoint beside its place, renames it, then drops the older ones."""
     part = directory / f".part_{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(parents=True)
     fill(part)
     older = sorted(directory.glob("step_*"))
     part.rename(directory / f"step_{step:08d}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
-
-import psutil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +31,8 @@ class Slot:
     _free_since: float | None = None
 
     def __init__(self) -> None:
-        self._process = psutil.Process()
         if Slot._free_since is None:
-            Slot._free_since = self._process.create_time()
+            Slot._free_since = time.time() - _age_s()
         self._start = Slot._free_since
         self._cpu = time.process_time()
         _reset_peak_memory()
@@ -54,10 +52,18 @@ def peak_memory_gib() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM; phenoscale measures memory on Linux only.")
 
 
+def _age_s() -> float:
+    """Seconds since this process started (Linux: field 22 of stat, in ticks since boot).
+
+    Counted from boot, since the time of day of the boot is not known exactly.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
 def _reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except (
-        OSError
-    ):  # not permitted in some containers: the peak is then the process's, an upper bound
-        pass
+    except OSError:
+        pass  # not permitted in some containers: the peak is then the process's, an upper bound

@@ -189,6 +189,16 @@ def test_a_tolerated_bad_site_is_marked_and_the_next_one_stands_in(screen: Scree
     assert batch["labels"][3] == screen.labels()[0][next_row]
 
 
+def test_what_is_marked_is_the_planned_site_however_far_the_next_one_is(screen: ScreenIndex):
+    cutter = cutter_of(screen, tolerating(0.05))
+    site, row = int(cutter.plan.batch(0).site[3]), int(planned(cutter)[3])
+    near, far = (int(cutter.rows[(site + n) % len(cutter.rows)]) for n in (1, 2))
+    for bad in (row, near):
+        file_of(screen, bad).unlink()
+    batch = cutter.cut(0)
+    assert (batch["rows"][3], batch["bad"][3]) == (far, row)
+
+
 def test_more_bad_sites_than_tolerated_stop(screen: ScreenIndex):
     cutter = cutter_of(screen, tolerating(0.05))
     first = int(cutter.plan.batch(0).site[0])

@@ -124,7 +124,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_with_the_same_losses(first, 
 
     def dies(cutter, first, last):
         for step in range(first, last):
-            if step == 9:
+            if step == 8:
                 raise Killed
             yield cutter.cut(step)
 
@@ -149,7 +149,7 @@ def test_rows_hold_what_the_trial_did(first, files):
     assert row.train_s > 0 and row.data_cpu_s > 0 and row.peak_memory_gib > 0.1
     assert row.train_loss is not None and 2 < row.train_loss < 4  # ln 33 = 3.5
     oracle = read_row(files.trial_dir(BASELINES[2]))
-    assert oracle.score > 0.8 and oracle.train_loss is None
+    assert (oracle.train_loss, oracle.readout, oracle.crops_seen) == (None, "latents", 0)
     assert set(row.score_by_readout) == {"patch_mean", "class_token", "patch_sd"}
 
 

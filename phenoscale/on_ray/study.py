@@ -89,6 +89,7 @@ def run_study(
             f"[{difference['low']:+.3f}, {difference['high']:+.3f}]",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
     console.print(f"  report   {report}", highlight=False, soft_wrap=True)
     console.print(
@@ -97,7 +98,9 @@ def run_study(
     console.print(f"  MLflow   phenoscale ui {files.study_dir}", highlight=False, soft_wrap=True)
     if failures:
         console.print(
-            f"[red]{len(failures)} trials failed[/red]: {', '.join(failures)}", highlight=False
+            f"[red]{len(failures)} trials failed[/red]: {', '.join(failures)}",
+            highlight=False,
+            soft_wrap=True,
         )
     return 1 if failures else 0
 

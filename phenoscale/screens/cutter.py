@@ -217,7 +217,8 @@ def _opened(cutter: CropCutter) -> tuple[Plan, np.ndarray, _Screen]:
     screen, crops, seed = _screen(cutter.index_path), cutter.crops, cutter.seed
     if cutter.held_out:
         rows = screen.index.held_out_rows(crops.held_out)
-        size = min(crops.global_batch_size, len(rows))
+        # The largest batch that divides them, so that no site is left over.
+        size = max(n for n in range(1, crops.global_batch_size + 1) if len(rows) % n == 0)
         crops, seed = dataclasses.replace(crops, passes=1, global_batch_size=size), 0
     else:
         rows = screen.index.rows(crops.data_fraction, crops.held_out)

@@ -37,7 +37,7 @@ def simulated_screen(spec: ScreenSpec, out: Path, console: Console) -> Path:
             f"[bold]simulating[/bold] {spec.num_sites:,} sites of {spec.num_wells:,} wells",
             highlight=False,
         )
-        with Progress(console=console, transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("  rendering", total=spec.num_sites)
             told: list[int] = []
 
