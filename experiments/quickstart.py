@@ -25,9 +25,9 @@ from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Placement, Study, Trial
 
-BACKBONES = ("nano/8", "micro/8")
+BACKBONES = ("pico/8", "nano/8")
 DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
-PASSES = {"mae": 28, "wsl": 20}  # about equal time: a classifier's step encodes every patch
+PASSES = {"mae": 48, "wsl": 32}  # about equal time: a classifier's step encodes every patch
 MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
 LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
 CROP_PX = 64  # two cells wide, and patches finer than an organelle

@@ -52,12 +52,14 @@ def _row(
 # and used by Kraus et al. 2023; G as in Kenyon-Dean et al. 2025 (width 1664, 48 blocks), whose MLP
 # of 8192 is that of Zhai et al. 2022 (arXiv 2106.04560, table 2). Below S the sizes are ours, for
 # laptops.
-_NANO, _MICRO, _TINY = (32, 2, 2, 128), (48, 3, 3, 192), (192, 12, 3, 768)
+_PICO, _NANO = (16, 2, 2, 64), (32, 2, 2, 128)
+_MICRO, _TINY = (48, 3, 3, 192), (192, 12, 3, 768)
 _S, _B, _L, _G = (384, 12, 6, 1536), (768, 12, 12, 3072), (1024, 24, 16, 4096), (1664, 48, 16, 8192)
 _PAPER = (512, 8, 16)  # the papers' decoder, about 25 M parameters
 _SCALE = 1e-4  # the papers' LayerScale; three shallow blocks at 1e-4 would stay near the identity
 
 BACKBONES = {
+    "pico/8": _row(_PICO, 8, (16, 1, 2), None),
     "nano/16": _row(_NANO, 16, (32, 1, 2), None),
     "nano/8": _row(_NANO, 8, (32, 1, 2), None),
     "micro/16": _row(_MICRO, 16, (48, 1, 3), None),
