@@ -64,7 +64,7 @@ def measure(in_place: int, ray_train: int, workers: int = 1) -> list[Figure]:
             relationships=root / "relationships.csv",
         )
         # Larger seeds cost the same; the order of trials is the order of seeds.
-        run_grid(study, files, _Silent(), cost=lambda trial: -trial.seed)
+        run_grid(study, files, _Silent(), cost=lambda trial: -trial.seed, at_once=1)
         rows = sorted(read_rows(files.study_dir), key=lambda row: row.seed)
     here = [row for row in rows if row.launcher == "in_place"]
     there = [row for row in rows if row.launcher == "ray_train"]
@@ -75,7 +75,7 @@ def measure(in_place: int, ray_train: int, workers: int = 1) -> list[Figure]:
 
 
 def _figures(name: str, rows: list[ResultsRow], goal: float) -> list[Figure]:
-    # As many trials as there are slots start a process; they are the costly ones.
+    # The first trial of each kind starts the slot's process; it is the costly one.
     overhead = sorted(row.overhead_s for row in rows)
     warm, first = overhead[:-1], overhead[-1]
     return [

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
-import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from phenoscale import checkpoint, parallel, train
 from phenoscale.config import Trial
-from phenoscale.fit import Fitted, Tell
-from phenoscale.models.build import build_model
-from phenoscale.on_ray.data import crop_stream
-from phenoscale.screens.cutter import CropCutter
-from phenoscale.screens.index import ScreenIndex
-from phenoscale.slot import peak_memory_gib
 from phenoscale.study_files import StudyFiles
+
+if TYPE_CHECKING:
+    from phenoscale.fit import Fitted, Tell
 
 TRAINER_CPUS = 1  # of Ray's count; see `start_ray`
 _MAX_FAILURES = 2
@@ -38,6 +30,9 @@ def fit_on_workers(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
         train.NonFiniteLossError: as the workers met it.
         ray.train.TrainingFailedError: when the retries are used up.
     """
+    from phenoscale import checkpoint, train
+    from phenoscale.fit import Fitted
+
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"trial": trial.as_dict(), "files": files},
@@ -70,64 +65,7 @@ def fit_on_workers(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One worker of the group; what rank 0 returns is the run's result."""
-    trial, files = Trial.from_dict(config["trial"]), config["files"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    parallel.prepare_process(trial.placement.threads)
-    index = ScreenIndex.open(files.index)
-    model = build_model(trial, channels=len(index.channels), num_classes=len(index.labels()[1]))
-    cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
+    """What a worker runs. Train's controller imports this module too, and it needs no timm."""
+    from phenoscale.on_ray.worker import train_as_worker
 
-    def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
-        progress = {"trial": trial.id, "phase": "train", **progress}
-        if fill is None:
-            ray.train.report(progress)
-            return
-        with tempfile.TemporaryDirectory() as part:
-            fill(Path(part))
-            ray.train.report(
-                progress,
-                checkpoint=ray.train.Checkpoint.from_directory(part),
-                checkpoint_dir_name=f"step_{progress['step']:08d}",
-            )
-
-    def fit(resume: Path | None) -> train.Trained:
-        return train.train(
-            trial,
-            model,
-            lambda first, last: crop_stream(cutter, first, last, rank, world),
-            report,
-            steps=cutter.plan.steps,
-            rank=rank,
-            world=world,
-            device=str(ray.train.torch.get_device()),
-            resume=resume,
-        )
-
-    last = ray.train.get_checkpoint()
-    try:
-        if last is None:
-            done = fit(None)
-        else:
-            with last.as_directory() as directory:
-                done = fit(Path(directory))
-    except train.NonFiniteLossError as error:  # the same on every worker, and again on every retry
-        return {"non_finite": str(error)}
-    mine = {
-        "data_cpu_s": done.data_cpu_s,
-        "bad_rows": done.bad_rows,
-        "cpu_s": time.process_time(),
-        "peak_memory_gib": peak_memory_gib(),
-    }
-    everyone: list[Any] = [mine] * world
-    if world > 1:
-        dist.all_gather_object(everyone, mine)
-    return {
-        "train_s": done.train_s,
-        "data_wait_s": done.data_wait_s,
-        "data_cpu_s": sum(one["data_cpu_s"] for one in everyone),
-        "bad_rows": set().union(*(one["bad_rows"] for one in everyone)),
-        "cpu_s": sum(one["cpu_s"] for one in everyone),
-        "peak_memory_gib": max(one["peak_memory_gib"] for one in everyone),
-    }
+    return train_as_worker(config)

@@ -8,6 +8,7 @@ has one is not run again, and whatever Tune remembers of an earlier attempt is n
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -52,6 +53,7 @@ def run_grid(
     *,
     cost: Callable[[Trial], float],
     address: str | None = None,
+    at_once: int | None = None,
 ) -> dict[str, str]:
     """Runs every pending trial and returns the reasons of those that failed, by trial id.
 
@@ -62,11 +64,12 @@ def run_grid(
         cost: relative cost of a trial; the largest starts first, so that none is left alone at the
             end.
         address: of a Ray cluster; a local Ray is started and stopped where there is none.
+        at_once: most trials at a time; by default as many as the cluster has room for.
     """
     todo = sorted(pending(study, files), key=cost, reverse=True)
     failures: dict[str, str] = {}
     if todo:
-        slots = start_ray(address)
+        slots = min(start_ray(address), at_once or sys.maxsize)
         try:
             here = [t for t in todo if t.placement.launcher == "in_place"]
             on_workers = [t for t in todo if t.placement.launcher == "ray_train"]
