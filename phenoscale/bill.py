@@ -10,9 +10,9 @@ from phenoscale.config import Study, Trial, num_steps
 
 A100_FLOPS = 312e12  # dense bf16 peak, NVIDIA A100 datasheet
 UTILIZATION = 0.4  # of that peak; what the bill's GPU-hours assume
-_CROP_FLOPS = (
-    4e7  # of the same time as a crop's reading, standardizing and moving; matters below S/16
-)
+# Operations of the same time as what else a crop of training, and a tile of embedding, costs:
+# reading, standardizing, moving. Measured on one core; they matter below S/16.
+_CROP_FLOPS, _TILE_FLOPS = 4e7, 1e7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Line:
     """Operations of training."""
     embedding_flops: float
     """Operations of embedding the whole screen."""
+    tiles: int
+    """Crops that the whole screen is embedded as."""
 
     @property
     def gpu_hours(self) -> float:
@@ -58,11 +60,8 @@ class Line:
     @property
     def cost(self) -> tuple[float, float]:
         """Relative time of training and of embedding on one core, for scheduling and time to go."""
-        tiles = self.embedding_flops and 4
-        return (
-            self.training_flops + _CROP_FLOPS * self.crops,
-            self.embedding_flops + 1e6 * tiles + 1e9,
-        )
+        train = self.training_flops + _CROP_FLOPS * self.crops
+        return train, self.embedding_flops + _TILE_FLOPS * self.tiles
 
 
 def bill(study: Study, screen: ScreenSize) -> list[Line]:
@@ -97,6 +96,7 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
         crops=count,
         training_flops=flops.training_flops(trial, screen.channels, screen.classes, count),
         embedding_flops=flops.embedding_flops(trial, screen.channels, tiles),
+        tiles=tiles,
     )
 
 
