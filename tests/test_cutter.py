@@ -148,6 +148,12 @@ def test_the_held_out_crops_are_one_of_each_site_and_the_same_for_every_seed(scr
     ).any()
 
 
+def test_holding_out_nothing_is_a_clear_error(screen: ScreenIndex):
+    cutter = cutter_of(screen, dataclasses.replace(CROPS, held_out=()), held_out=True)
+    with pytest.raises(ValueError, match="holds out no site.*Name plates"):
+        cutter.cut(0)
+
+
 def test_a_fraction_cuts_from_fewer_wells(screen: ScreenIndex):
     half = cutter_of(screen, dataclasses.replace(CROPS, data_fraction=0.5))
     assert 0 < len(half.rows) < len(cutter_of(screen).rows)

@@ -217,6 +217,11 @@ def _opened(cutter: CropCutter) -> tuple[Plan, np.ndarray, _Screen]:
     screen, crops, seed = _screen(cutter.index_path), cutter.crops, cutter.seed
     if cutter.held_out:
         rows = screen.index.held_out_rows(crops.held_out)
+        if not len(rows):
+            raise ValueError(
+                "The trial holds out no site, and its held-out loss needs some. Name plates or "
+                "experimental batches in crops.held_out."
+            )
         # The largest batch that divides them, so that no site is left over.
         size = max(n for n in range(1, crops.global_batch_size + 1) if len(rows) % n == 0)
         crops, seed = dataclasses.replace(crops, passes=1, global_batch_size=size), 0

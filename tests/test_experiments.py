@@ -1,0 +1,69 @@
+"""Experiments: their grids, and the real images' index and split."""
+
+import numpy as np
+import pytest
+
+from experiments import quickstart, real_images
+from phenoscale.config import num_steps
+
+
+def test_the_quickstart_is_the_grid_that_it_says():
+    study = quickstart.build_study(seed=5)
+    trained = [t for t in study.trials if not t.is_baseline and t.placement.launcher == "in_place"]
+    cells = {(t.objective.name, t.backbone, t.crops.data_fraction) for t in trained}
+    assert len(cells) == len(trained) == 2 * 2 * 3
+    assert {t.seed for t in trained} == {5}
+    for name in quickstart.BACKBONES:
+        untrained = [
+            t for t in study.trials if (t.objective.name, t.backbone) == ("untrained", name)
+        ]
+        assert len({t.seed for t in untrained}) == 3
+    assert {"intensity", "oracle"} <= {t.objective.name for t in study.trials}
+
+
+def test_the_quickstart_has_twins_beside_a_trial_in_place():
+    trials = quickstart.build_study().trials
+    twins = [t for t in trials if t.placement.launcher == "ray_train"]
+    assert sorted(t.placement.workers for t in twins) == [1, 2]
+    for twin in twins:
+        assert twin.id.rpartition("-")[0] in {t.id for t in trials}
+
+
+def test_cost_follows_the_data_since_passes_are_fixed():
+    steps = {
+        t.crops.data_fraction: num_steps(t.crops, round(t.crops.data_fraction * 2720))
+        for t in quickstart.build_study().trials
+        if t.objective.name == "mae"
+    }
+    small, _, whole = (steps[f] for f in quickstart.DATA_FRACTIONS)
+    assert whole / small == pytest.approx(9, rel=0.02)
+
+
+def test_real_images_say_what_to_do_when_they_are_absent(tmp_path):
+    with pytest.raises(ValueError, match="Give the folder that holds mitocheck_nuclei"):
+        real_images.read_cells(tmp_path)
+
+
+def test_every_third_plate_is_held_out_whatever_the_order():
+    plates = [f"mitocheck/p{i:02}" for i in range(10)]
+    held_out = real_images.held_out_plates(plates[::-1])
+    assert held_out == tuple(plates[::3])
+
+
+def test_real_nuclei_are_indexed_in_place_and_split_by_plate(real_data, tmp_path):
+    from phenoscale.screens.index import ScreenIndex
+
+    cells = real_images.read_cells(real_data)
+    path = real_images.write_index(cells, real_data, tmp_path / "index.parquet")
+    index = ScreenIndex.open(path)
+    assert (index.num_sites, index.channels, len(index.labels()[1])) == (2211, ("DNA",), 16)
+    held_out = real_images.held_out_plates(list({f"mitocheck/{c['plate']}" for c in cells}))
+    study = real_images.build_study(0, held_out)
+    metadata = index.metadata()
+    for trial in study.trials:
+        seen = set(metadata["plate"].iloc[index.rows(1.0, trial.crops.held_out)])
+        tested = set(metadata["plate"].iloc[index.held_out_rows(trial.crops.held_out)])
+        assert len(seen) + len(tested) == 45 and not seen & tested
+    tested = np.unique(index.labels()[0][index.held_out_rows(held_out)])
+    trained = np.unique(index.labels()[0][index.rows(1.0, held_out)])
+    assert set(tested) <= set(trained)
