@@ -190,7 +190,8 @@ def ui(
 
         from phenoscale.tracking import ENVIRONMENT, ui_command
 
-        typer.echo(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
+        # A study has a store of its own, whose first experiment it is; the plain page shows traces.
+        typer.echo(f"http://127.0.0.1:{port}/#/experiments/1/runs   (Ctrl-C ends it)")
         raise typer.Exit(
             subprocess.call(ui_command(study_dir, port), env={**ENVIRONMENT, **os.environ})
         )

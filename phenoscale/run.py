@@ -46,8 +46,17 @@ def run_trial(
     fit: Callable[[Trial, StudyFiles, Tell], Fitted],
     tell: Tell,
 ) -> ResultsRow:
-    """Runs a trial or baseline from nothing, or from its last checkpoint, to its row on disk."""
+    """Runs a trial or baseline from nothing, or from its last checkpoint, to its row on disk.
+
+    Raises:
+        ValueError: if a trained trial holds nothing out, or its study lacks what its score needs.
+    """
     slot = Slot()
+    if not trial.is_baseline and not trial.crops.held_out:
+        raise ValueError(
+            f"Trial {trial.id} holds nothing out, and its row needs a held-out loss. Name plates "
+            "(experimental_batch/plate) or experimental batches in crops.held_out."
+        )
     parallel.prepare_process(trial.placement.threads)
     directory = files.trial_dir(trial)
     directory.mkdir(parents=True, exist_ok=True)

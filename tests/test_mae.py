@@ -109,6 +109,27 @@ def test_predictions_differ_by_place(
     assert apart.min() > 1e-3
 
 
+def test_kept_and_masked_patches_alike_carry_their_place_into_the_decoder(crops: torch.Tensor):
+    """With nothing but places in its tokens, the decoder cannot tell which patches were kept."""
+    model = model_of()
+    torch.nn.init.zeros_(model.to_decoder.weight)
+    torch.nn.init.zeros_(model.mask_token)
+    patches = patchify(standardize(crops), PATCH)
+    first = torch.arange(PATCHES).expand(5, -1) / PATCHES
+    with torch.no_grad():
+        masked, predicted = model.reconstruct(patches, first)
+        other_masked, other = model.reconstruct(patches, 1 - first)
+    one, two = (x[0].tolist() for x in (masked, other_masked))
+    both = sorted(set(one) & set(two))
+    assert both == list(range(4, 12))
+    torch.testing.assert_close(
+        predicted[:, [one.index(n) for n in both]],
+        other[:, [two.index(n) for n in both]],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
 def test_the_order_of_the_kept_patches_does_not_matter(
     model: MaskedAutoencoder, crops: torch.Tensor, noise: torch.Tensor
 ):

@@ -189,3 +189,11 @@ def test_another_screen_in_the_same_directory_is_refused(first, files):
             run(files)
     finally:
         path.write_text(kept)
+
+
+def test_a_trial_that_holds_nothing_out_is_refused_before_it_trains(files, tmp_path):
+    trial = dataclasses.replace(MAE, crops=dataclasses.replace(CROPS, held_out=()))
+    alone = dataclasses.replace(files, study_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds nothing out"):
+        run_trial(trial, STUDY, alone, fit=lambda *_: pytest.fail("it trained"), tell=print)
+    assert not list(tmp_path.iterdir())
