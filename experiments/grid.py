@@ -1,8 +1,22 @@
-"""Cells of a grid, as every experiment writes them."""
+"""What every experiment shares: the cells of its grid and the options of its command."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+
+Storage = Annotated[Path, typer.Option(help="Folder for screens and studies.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
+]
+Address = Annotated[
+    str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; local by default.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the bill and stop.")]
 
 
 def trained(

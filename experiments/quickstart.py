@@ -77,14 +77,10 @@ def build_study(seed: int = 0) -> Study:
 
 def main(
     seed: Annotated[int, typer.Option(help="Seed of screen and study.")] = 0,
-    storage: Annotated[Path, typer.Option(help="Folder for screens and studies.")] = Path("runs"),
-    tracking_uri: Annotated[
-        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; local by default.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bill and stop.")] = False,
+    storage: grid.Storage = Path("runs"),
+    tracking_uri: grid.TrackingUri = None,
+    address: grid.Address = None,
+    dry_run: grid.DryRun = False,
 ) -> None:
     """Simulates a screen, runs the study on it and writes its report."""
     from phenoscale.screens.planted import ScreenSpec

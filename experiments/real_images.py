@@ -124,14 +124,10 @@ def write_index(cells: list[dict[str, str]], data: Path, out: Path) -> Path:
 def main(
     data: Annotated[Path, typer.Argument(help=f"Folder that holds {FOLDER}/.")],
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
-    storage: Annotated[Path, typer.Option(help="Folder for studies.")] = Path("runs"),
-    tracking_uri: Annotated[
-        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; local by default.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the bill and stop.")] = False,
+    storage: grid.Storage = Path("runs"),
+    tracking_uri: grid.TrackingUri = None,
+    address: grid.Address = None,
+    dry_run: grid.DryRun = False,
 ) -> None:
     """Indexes the nuclei, runs the study on them and writes its report."""
     try:

@@ -68,7 +68,6 @@ def run_trial(
     encoder: vit.Encoder | None = None
     model_loss: float | None = None
     clock = time.perf_counter()
-    embed_s = 0.0
     if not trial.is_baseline:
         fitted = fit(trial, files, tell)
         model = build_model(trial, channels=channels, num_classes=classes)
