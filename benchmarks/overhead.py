@@ -20,7 +20,7 @@ from experiments import grid
 from phenoscale.config import Crops, Placement, Study, Trial
 from phenoscale.on_ray.tune import run_grid
 from phenoscale.results import ResultsRow, read_rows
-from phenoscale.screens.index import build_index
+from phenoscale.screens.build import build_index
 from phenoscale.screens.manifest import read_manifest
 from phenoscale.screens.planted import ScreenSpec
 from phenoscale.screens.synthetic import simulate_screen

@@ -92,7 +92,7 @@ def write_index(cells: list[dict[str, str]], data: Path, out: Path) -> Path:
     """Indexes the nuclei in place: wells by spot, the expert's class as perturbation."""
     import pyarrow as pa
 
-    from phenoscale.screens.index import build_index
+    from phenoscale.screens.build import build_index
     from phenoscale.screens.manifest import MANIFEST_SCHEMA, check_manifest
 
     counts: dict[tuple[str, str], int] = {}

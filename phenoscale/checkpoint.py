@@ -36,6 +36,8 @@ class Curve:
     """Learning rate of the update."""
     crops_per_s: list[float] = dataclasses.field(default_factory=list)
     """Crops of the global batch per wall second."""
+    bad_rows: list[int] = dataclasses.field(default_factory=list)
+    """Rows of the index that could not be read and were passed over so far, on any worker."""
 
     def append(self, step: int, loss: float, lr: float, crops_per_s: float) -> None:
         """Adds one step."""
@@ -43,6 +45,10 @@ class Curve:
         self.loss.append(loss)
         self.lr.append(lr)
         self.crops_per_s.append(crops_per_s)
+
+    def per_step(self) -> dict[str, list[Any]]:
+        """The lists that have an entry per step, by name."""
+        return {"step": self.step, "loss": self.loss, "lr": self.lr, "crops_per_s": self.crops_per_s}
 
 
 def save(directory: Path, model: nn.Module, optimizer: Optimizer, curve: Curve) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from phenoscale.cli_index import index_app
+from phenoscale.terminal import clear_errors
 
 app = typer.Typer(
     help="Scaling studies for high-content microscopy.",
@@ -16,7 +17,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-index_app = typer.Typer(help="Make an index of a screen, and check it.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 
 StudyDir = Annotated[
@@ -36,7 +36,7 @@ def synth(
     controls: Annotated[int, typer.Option(help="Control wells per experimental batch.")] = 64,
 ) -> None:
     """Simulate a screen with planted relationships, and index it."""
-    with _clear_errors():
+    with clear_errors():
         from rich.console import Console
 
         from phenoscale.screens.planted import ScreenSpec
@@ -48,39 +48,42 @@ def synth(
         typer.echo(f"{simulated_screen(spec, out, Console())}/index.parquet")
 
 
-@index_app.command("manifest")
-def index_manifest(
-    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet table, one row per site.")],
-    root: Annotated[Path, typer.Argument(help="Folder that the paths are relative to.")],
-    out: Annotated[Path, typer.Option(help="Index to write.")] = Path("index.parquet"),
-    controls: Annotated[
-        bool, typer.Option(help="Require negative controls in every batch.")
-    ] = True,
-) -> None:
-    """Index the sites that a manifest lists."""
-    with _clear_errors():
-        from phenoscale.screens.index import build_index
-        from phenoscale.screens.manifest import read_manifest
-
-        index = build_index(
-            read_manifest(manifest), root, out, require_controls=controls, source=str(manifest)
-        )
-        typer.echo(f"{out}: {index.num_sites:,} sites, fingerprint {index.fingerprint[:12]}")
-
-
 @index_app.command("check")
 def index_check(
     index: Annotated[Path, typer.Argument(help="Index to check.")],
     decode: Annotated[bool, typer.Option(help="Read every pixel, not headers alone.")] = False,
 ) -> None:
     """Count what an index holds and name what is wrong; exit code 1 if anything is."""
-    with _clear_errors():
+    with clear_errors():
         from phenoscale.screens.check import check_index
         from phenoscale.screens.index import ScreenIndex
 
         report = check_index(ScreenIndex.open(index), decode=decode)
         typer.echo("\n".join(report.lines()))
         raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command()
+def pack(
+    index: Annotated[str, typer.Argument(help="Index of the screen, a path or a URL.")],
+    out: Annotated[str, typer.Argument(help="Folder of the packed copy, a path or a URL.")],
+    tolerated_bad_sites: Annotated[
+        float, typer.Option(help="Share of unreadable sites that may be left out.")
+    ] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; a local Ray if it is not given.")
+    ] = None,
+) -> None:
+    """Copy a screen into a store that is fast to train from; a stopped run goes on."""
+    with clear_errors():
+        from rich.console import Console
+
+        from phenoscale.on_ray.pack import pack_screen
+
+        report = pack_screen(
+            index, out, Console(), tolerated_bad_sites=tolerated_bad_sites, address=address
+        )
+        typer.echo("\n".join(report.lines()))
 
 
 @app.command()
@@ -99,7 +102,7 @@ def train(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Train one trial in this process, without Ray or MLflow."""
-    with _clear_errors():
+    with clear_errors():
         from phenoscale import config
         from phenoscale.fit import fit_here
         from phenoscale.parallel import prepare_process
@@ -139,7 +142,7 @@ def results(
     ] = False,
 ) -> None:
     """Print the results rows of a study, one per trial and baseline."""
-    with _clear_errors():
+    with clear_errors():
         from phenoscale.results import read_rows
 
         rows = read_rows(study_dir)
@@ -159,7 +162,7 @@ def results(
 @app.command()
 def report(study_dir: StudyDir) -> None:
     """Write the report of a study anew from its rows."""
-    with _clear_errors():
+    with clear_errors():
         from phenoscale.report import write_report
 
         typer.echo(write_report(study_dir))
@@ -168,7 +171,7 @@ def report(study_dir: StudyDir) -> None:
 @app.command()
 def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
     """Mirror the rows of a study to MLflow, as often as you like: nothing is logged twice."""
-    with _clear_errors():
+    with clear_errors():
         from phenoscale.tracking import MirrorError
         from phenoscale.tracking import sync as sync_study
 
@@ -184,7 +187,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open the MLflow dashboard of a study on this machine's loopback."""
-    with _clear_errors():
+    with clear_errors():
         import os
         import subprocess
 
@@ -195,16 +198,6 @@ def ui(
         raise typer.Exit(
             subprocess.call(ui_command(study_dir, port), env={**ENVIRONMENT, **os.environ})
         )
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Shows what a user can mend as one line, leaves everything else as the fault that it is."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.secho(f"phenoscale: {error}", err=True, fg="red")
-        raise typer.Exit(2) from error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from typing import Any, Literal
 
 from phenoscale.backbones import NO_BACKBONE, backbone
@@ -17,6 +16,7 @@ from phenoscale.results import BASELINES
 
 TRAINED_OBJECTIVES = ("wsl", "mae")
 READOUTS = ("patch_mean", "class_token", "patch_sd")
+SAMPLINGS = ("shuffled", "plate_wise", "class_balanced")
 METRICS = ("recall_0.05_0.95", "balanced_accuracy")
 
 Launcher = Literal["in_place", "ray_train"]
@@ -39,6 +39,12 @@ class Crops:
     """Times that every site of the subset is visited; each visit cuts one new crop."""
     global_batch_size: int = 64
     """Crops per optimizer update, over all workers."""
+    crops_per_read: int = 1
+    """Crops, of `passes`, that one reading of a site serves; more where decoding is dear."""
+    sampling: str = "shuffled"
+    """shuffled, plate_wise (neighbouring crops of one plate, for AdaBN) or class_balanced."""
+    crops_per_plate: int = 16
+    """For plate_wise: crops of one plate that stand together in a batch."""
     held_out: tuple[str, ...] = ()
     """Experimental batches, or plates as "experimental_batch/plate", that no trial trains on."""
     tolerated_bad_sites: float = 0.0
@@ -51,6 +57,22 @@ class Crops:
         _require(
             self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "positive"
         )
+        _require(
+            self.crops_per_read > 0 and self.passes % self.crops_per_read == 0,
+            "crops_per_read",
+            self.crops_per_read,
+            f"1 or another divisor of the {self.passes} passes",
+        )
+        _require(
+            self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}"
+        )
+        if self.sampling == "plate_wise":
+            _require(
+                self.crops_per_plate > 0 and self.global_batch_size % self.crops_per_plate == 0,
+                "crops_per_plate",
+                self.crops_per_plate,
+                f"a divisor of the global batch of {self.global_batch_size}",
+            )
         _require(
             0 <= self.tolerated_bad_sites < 1,
             "tolerated_bad_sites",
@@ -98,6 +120,19 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Readers:
+    """Where the crops of one worker are read and cut ahead of it."""
+
+    at_once: int = 1
+    """Tasks at a time, each of one CPU; more where decoding is slower than training."""
+    resource: str | None = None
+    """Custom Ray resource that each task holds, to keep decoding on the nodes that offer it."""
+
+    def __post_init__(self) -> None:
+        _require(self.at_once > 0, "readers.at_once", self.at_once, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where a trial runs. It changes no number beyond rounding, so it is not part of the hash."""
 
@@ -109,6 +144,8 @@ class Placement:
     """Whether each worker holds one GPU; needs ray_train."""
     threads: int = 1
     """CPU threads per worker. One by default: sums in another order would change the last bits."""
+    readers: Readers = Readers()
+    """Who cuts the crops of each worker."""
 
     def __post_init__(self) -> None:
         _require(
@@ -216,7 +253,9 @@ class Trial:
             crops=Crops(**crops),
             optim=Optim(**optim),
             seed=fields["seed"],
-            placement=Placement(**fields["placement"]),
+            placement=Placement(
+                **fields["placement"] | {"readers": Readers(**fields["placement"]["readers"])}
+            ),
         )
 
 
@@ -251,10 +290,13 @@ class Study:
 def num_steps(crops: Crops, num_sites: int) -> int:
     """Optimizer updates of a trial: whole global batches in `passes` visits of `num_sites` sites.
 
+    A multiple of `crops_per_read`, so that every reading of a site serves all its crops.
+
     Raises:
         ValueError: if that is less than one.
     """
-    steps = math.floor(crops.passes * num_sites / crops.global_batch_size)
+    reads = crops.passes // crops.crops_per_read * num_sites
+    steps = reads // crops.global_batch_size * crops.crops_per_read
     if steps < 1:
         raise ValueError(
             f"{crops.passes} passes over {num_sites} sites are fewer crops than one global batch "

@@ -13,7 +13,7 @@ from phenoscale import train
 from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
 from phenoscale.models.build import build_model
-from phenoscale.screens.cutter import Batch, CropCutter
+from phenoscale.screens.cutter import Batch, CropCutter, within_tolerance
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import StudyFiles
 
@@ -35,8 +35,12 @@ class Fitted:
     """Of these, waiting for crops; the first worker's."""
     data_cpu_s: float
     """CPU seconds of cutting, over all workers."""
-    bad_rows: set[int]
-    """Rows passed over, over all workers."""
+    first_step: int
+    """Step that this attempt began at."""
+    crops: int
+    """Crops that all workers together trained on, in this attempt."""
+    workers: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """Of each worker in the order of ranks: crops, train_s, data_wait_s."""
     cpu_s: float = 0.0
     """CPU seconds of worker processes other than this one."""
     peak_memory_gib: float = 0.0
@@ -52,7 +56,7 @@ def fit_here(
         directory = files.trial_dir(trial)
         index = ScreenIndex.open(files.index)
         cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
-        model = build_model(trial, channels=len(index.channels), num_classes=len(index.labels()[1]))
+        model = build_model(trial, channels=len(index.channels), num_classes=index.num_classes)
 
         def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
             if fill:
@@ -63,7 +67,7 @@ def fit_here(
         done = train.train(
             trial,
             model,
-            lambda first, last: crops(cutter, first, last),
+            lambda first, last: within_tolerance(cutter, crops(cutter, first, last)),
             report,
             steps=cutter.plan.steps,
             resume=found[-1] if found else None,
@@ -74,10 +78,17 @@ def fit_here(
             train_s=done.train_s,
             data_wait_s=done.data_wait_s,
             data_cpu_s=done.data_cpu_s,
-            bad_rows=done.bad_rows,
+            first_step=done.first_step,
+            crops=done.crops,
+            workers=[worker_facts(done)],
         )
 
     return fit
+
+
+def worker_facts(done: train.Trained) -> dict[str, float]:
+    """What one worker did and how long it waited for crops."""
+    return {"crops": done.crops, "train_s": done.train_s, "data_wait_s": done.data_wait_s}
 
 
 def _commit_checkpoint(directory: Path, step: int, fill: Callable[[Path], None]) -> None:

@@ -95,6 +95,27 @@ def curve_points(curve: Mapping[str, Sequence[float]], row: ResultsRow, start: i
     return points
 
 
+def worker_points(
+    workers: Sequence[Mapping[str, float]], row: ResultsRow, start: int
+) -> list[Point]:
+    """Of each worker the crops per second and the share of its time that it waited for them.
+
+    Args:
+        workers: crops, train_s and data_wait_s of each, as in `workers.json`.
+        row: the trial's row.
+        start: start of the run.
+    """
+    end = start + duration_ms(row)
+    points: list[Point] = []
+    for rank, worker in enumerate(workers):
+        time_s = worker["train_s"] or 1.0  # a resumed attempt may have had nothing left to do
+        points += [
+            (f"worker_{rank}/crops_per_s", worker["crops"] / time_s, end, row.steps),
+            (f"worker_{rank}/waited_share", worker["data_wait_s"] / time_s, end, row.steps),
+        ]
+    return points
+
+
 def headline(
     rows: Sequence[ResultsRow],
     study: Mapping[str, Any],

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import itertools
+import warnings
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phenoscale.turns import turned
+
+_TENSORS = ("crops", "turns", "labels")  # of a batch
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 
 
@@ -41,6 +48,57 @@ def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
         value /= dist.get_world_size()
     return value
+
+
+def union_over_workers(values: set[int]) -> set[int]:
+    """Union of a set over all workers; the set itself where there is one."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    everyone: list[set[int]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(everyone, values)
+    return set().union(*everyone)
+
+
+def on_device(
+    batches: Iterator[dict[str, np.ndarray]], device: torch.device
+) -> Iterator[tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor]]:
+    """Batches with their crops, turned, and labels as tensors on the device.
+
+    On a GPU the next batch is copied, from pinned memory and on a stream of its own, while the one
+    before it is being trained on.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            crops, turns, labels = (_tensor(batch[name]) for name in _TENSORS)
+            yield batch, turned(crops, turns), labels
+        return
+    side = torch.cuda.Stream(device)
+
+    def copied(
+        batch: dict[str, np.ndarray],
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor]:
+        with torch.cuda.stream(side):
+            crops, turns, labels = (
+                _tensor(batch[name]).pin_memory().to(device, non_blocking=True) for name in _TENSORS
+            )
+            return batch, turned(crops, turns), labels
+
+    coming = [copied(batch) for batch in itertools.islice(batches, 1)]
+    while coming:
+        batch, crops, labels = coming.pop()
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
+        for tensor in (crops, labels):
+            tensor.record_stream(current)  # its memory is not reused before the step is through
+        coming += [copied(batch) for batch in itertools.islice(batches, 1)]
+        yield batch, crops, labels
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # A view of Ray's object store may not be written to, and the loop does not.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _keep_freed_memory() -> None:

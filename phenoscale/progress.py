@@ -65,6 +65,8 @@ class StudyProgress:
         note = phase
         if "loss" in update:
             note += f"  loss {update['loss']:.3f}  {update['crops_per_s']:.0f} crops/s"
+        if "waited" in update:
+            note += f"  waiting {update['waited']:.0%}"
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=1.0, note=note)
         self._bars.update(self._tasks[name], completed=done / (train + embed or 1.0), note=note)

@@ -266,7 +266,7 @@ def _trials_table(rows: Sequence[ResultsRow]) -> Table:
     columns = (
         f"trial;objective;backbone;data;seed;launcher;workers;{metric} [95%];train loss;"
         "held-out loss;parameters;training FLOPs;crops seen;unique sites;steps;train s;embed s;"
-        "score s;overhead s;data wait s;CPU s;data CPU s;peak GiB;genes;relationships;sites skipped"
+        "score s;overhead s;data wait s;waited;CPU s;data CPU s;peak GiB;genes;relationships;sites skipped"
     )
     cells = [
         (
@@ -285,6 +285,7 @@ def _trials_table(rows: Sequence[ResultsRow]) -> Table:
             *(f"{n:,}" for n in (row.crops_seen, row.unique_sites, row.steps)),
             *(f"{s:.1f}" for s in (row.train_s, row.embed_s, row.score_s)),
             *(f"{s:.2f}" for s in (row.overhead_s, row.data_wait_s)),
+            f"{row.data_wait_s / row.train_s:.1%}" if row.train_s else "-",
             *(f"{s:.1f}" for s in (row.cpu_s, row.data_cpu_s)),
             f"{row.peak_memory_gib:.2f}",
             *(f"{n:,}" for n in (row.num_genes, row.num_relationships, row.sites_skipped)),

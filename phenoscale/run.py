@@ -33,7 +33,15 @@ from phenoscale.results import CURVE_FILE, ResultsRow, write_json
 from phenoscale.screens.cutter import Batch, CropCutter, SiteReader
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.slot import Slot
-from phenoscale.study_files import MAP_FILE, PANEL_FILE, SITES_FILE, TRIAL_FILE, StudyFiles
+from phenoscale.study_files import (
+    BAD_SITES_FILE,
+    MAP_FILE,
+    PANEL_FILE,
+    SITES_FILE,
+    TRIAL_FILE,
+    WORKERS_FILE,
+    StudyFiles,
+)
 
 _PANEL_CROPS = 3
 
@@ -62,7 +70,7 @@ def run_trial(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / TRIAL_FILE, trial.as_dict())
     index = ScreenIndex.open(files.index)
-    channels, classes = len(index.channels), len(index.labels()[1])
+    channels, classes = len(index.channels), index.num_classes
 
     fitted = None
     encoder: vit.Encoder | None = None
@@ -70,9 +78,10 @@ def run_trial(
     clock = time.perf_counter()
     if not trial.is_baseline:
         fitted = fit(trial, files, tell)
+        _check_delivery(trial, files, fitted)
         model = build_model(trial, channels=channels, num_classes=classes)
         checkpoint.load_model(fitted.checkpoint, model)
-        write_json(directory / CURVE_FILE, dataclasses.asdict(fitted.curve))
+        write_json(directory / CURVE_FILE, fitted.curve.per_step())
         clock = time.perf_counter()
         model_loss = train.held_out_loss(trial, model, held_out_batches(trial, files))
         if isinstance(model, MaskedAutoencoder):
@@ -92,7 +101,7 @@ def run_trial(
 
     curve = fitted.curve if fitted else checkpoint.Curve()
     crops_seen = len(curve.step) * trial.crops.global_batch_size
-    unique = len(index.rows(trial.crops.data_fraction, trial.crops.held_out)) if fitted else 0
+    unique = _cutter(trial, files).num_sites if fitted else 0
     used = slot.used()
     row = ResultsRow(
         trial_id=trial.id,
@@ -183,10 +192,34 @@ def embed_screen(
 
 def held_out_batches(trial: Trial, files: StudyFiles) -> Iterator[Batch]:
     """One crop of each held-out site, cut in this thread."""
-    cutter = CropCutter(
-        index_path=str(files.index), crops=trial.crops, seed=trial.seed, held_out=True
-    )
+    cutter = _cutter(trial, files, held_out=True)
     return cutter.stream(0, cutter.plan.steps)
+
+
+def _cutter(trial: Trial, files: StudyFiles, held_out: bool = False) -> CropCutter:
+    return CropCutter(
+        index_path=str(files.index), crops=trial.crops, seed=trial.seed, held_out=held_out
+    )
+
+
+def _check_delivery(trial: Trial, files: StudyFiles, fitted: Fitted) -> None:
+    """Every planned crop was trained on, once; and where a site stood in for another, says which.
+
+    Raises:
+        RuntimeError: if the workers got more or fewer crops than the plan has.
+    """
+    batch = trial.crops.global_batch_size
+    planned = _cutter(trial, files).plan.steps * batch
+    delivered = fitted.first_step * batch + fitted.crops
+    if delivered != planned:
+        raise RuntimeError(f"Trial {trial.id}: {delivered} crops came, {planned} were planned.")
+    directory = files.trial_dir(trial)
+    write_json(directory / WORKERS_FILE, fitted.workers)
+    if fitted.curve.bad_rows:
+        table = ScreenIndex.open(files.index).take(fitted.curve.bad_rows)
+        lines = zip(fitted.curve.bad_rows, table["site_id"].to_pylist(), strict=True)
+        text = "".join(f"{row},{site_id}\n" for row, site_id in lines)
+        (directory / BAD_SITES_FILE).write_text("row,site_id\n" + text)
 
 
 def write_panel(path: Path, trial: Trial, model: MaskedAutoencoder, files: StudyFiles) -> None:

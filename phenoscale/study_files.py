@@ -11,6 +11,8 @@ TRIAL_FILE = "trial.json"
 SITES_FILE = "sites.parquet"
 MAP_FILE = "map.parquet"
 PANEL_FILE = "panel.png"
+WORKERS_FILE = "workers.json"
+BAD_SITES_FILE = "bad_sites.csv"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,10 @@ from phenoscale.mirror_values import (
     start_ms,
     trial_params,
     trial_tags,
+    worker_points,
 )
 from phenoscale.results import CURVE_FILE, ROW_FILE, ResultsRow, read_row, read_rows
+from phenoscale.study_files import WORKERS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -225,7 +227,8 @@ class StudyMirror:
     def _write_trial(self, trial_dir: Path, row: ResultsRow) -> None:
         client = self._connected()
         row_digest = content_digest([trial_dir / ROW_FILE])
-        files = [trial_dir / name for name in (ROW_FILE, CURVE_FILE, "panel.png", "trial.json")]
+        names = (ROW_FILE, CURVE_FILE, WORKERS_FILE, "panel.png", "trial.json")
+        files = [trial_dir / name for name in names]
         digest = content_digest(files)
         # A row is one measurement: a trial that is measured again becomes a new run beside it.
         run = self._find(
@@ -245,7 +248,15 @@ class StudyMirror:
         run_id, start = run.info.run_id, run.info.start_time
         self._log_params(run_id, trial_params(trial_dir, row))
         curve = read_optional_json(trial_dir / CURVE_FILE, {})
-        self._log_metrics(run_id, [*curve_points(curve, row, start), *final_points(row, start)])
+        workers = read_optional_json(trial_dir / WORKERS_FILE, [])
+        self._log_metrics(
+            run_id,
+            [
+                *curve_points(curve, row, start),
+                *final_points(row, start),
+                *worker_points(workers, row, start),
+            ],
+        )
         for path in files:
             if path.exists() and path.name in (ROW_FILE, "panel.png"):
                 client.log_artifact(run_id, str(path))

@@ -22,10 +22,10 @@ from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
 from phenoscale.models.build import Model
 from phenoscale.optim import build_optimizer, learning_rate
-from phenoscale.parallel import mean_over_workers, wrap
+from phenoscale.parallel import mean_over_workers, on_device, union_over_workers, wrap
 
 Batch = dict[str, np.ndarray]
-"""crops (B, C, H, W) uint8; labels, rows, bad (B,) int64; read_cpu_s (B,) float64: `cutter.py`."""
+"""crops (B, C, H, W) uint8; turns, labels, rows, bad (B,) int64; read_cpu_s (B,): `cutter.py`."""
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 """Takes progress and, where a checkpoint is due, a function that fills a directory with it."""
@@ -46,8 +46,10 @@ class Trained:
     """Of these, seconds spent waiting for crops."""
     data_cpu_s: float = 0.0
     """CPU seconds that the crops of this worker cost where they were cut."""
-    bad_rows: set[int] = dataclasses.field(default_factory=set)
-    """Rows of the index whose images could not be read and were passed over."""
+    first_step: int = 0
+    """Step that this attempt began at."""
+    crops: int = 0
+    """Crops that this worker trained on, in this attempt."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -91,9 +93,10 @@ def train(
     step_model.train()
     optimizer = build_optimizer(model, trial.optim)
     curve = checkpoint.load(resume, model, optimizer) if resume else Curve()
-    done = Trained(curve=curve)
     first = len(curve.step)
-    stream = batches(first, steps)
+    done = Trained(curve=curve, first_step=first)
+    stream = on_device(batches(first, steps), place)
+    bad_rows = set(curve.bad_rows)
     patches = model.encoder.num_patches
     share = trial.crops.global_batch_size // world
     report_at = due(steps, REPORTS)
@@ -102,25 +105,23 @@ def train(
 
     for step in range(first, steps):
         began = time.perf_counter()
-        batch = next(stream, None)
-        if batch is None or len(batch["crops"]) != share:
+        given = next(stream, None)
+        if given is None or len(given[1]) != share:
             raise RuntimeError(
                 f"Trial {trial.id}, worker {rank}: the stream gave "
-                f"{'nothing' if batch is None else len(batch['crops'])} at step {step} of {steps}; "
+                f"{'nothing' if given is None else len(given[1])} at step {step} of {steps}; "
                 f"the plan has {share} crops there."
             )
+        batch, crops, labels = given
         done.data_wait_s += time.perf_counter() - began
         done.data_cpu_s += float(batch["read_cpu_s"].sum())
-        done.bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
+        done.crops += share
+        bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
 
         # The noise of the global batch is drawn whole and sliced, so that masks do not depend on
         # `world`.
         noise = mask_noise(trial, step, patches)[rank * share : (rank + 1) * share]
-        loss = step_model(
-            torch.from_numpy(batch["crops"]).to(place),
-            torch.from_numpy(batch["labels"]).to(place),
-            noise.to(place),
-        )
+        loss = step_model(crops, labels, noise.to(place))
         mean_loss = float(mean_over_workers(loss))
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
@@ -139,7 +140,16 @@ def train(
         curve.append(step, mean_loss, lr, speed)
 
         if step in report_at or step in checkpoint_at:
-            progress = {"step": step + 1, "steps": steps, "loss": mean_loss, "crops_per_s": speed}
+            waited = done.data_wait_s / (time.perf_counter() - start)
+            progress = {
+                "step": step + 1,
+                "steps": steps,
+                "loss": mean_loss,
+                "crops_per_s": speed,
+                "waited": waited,
+            }
+            if step in checkpoint_at:
+                curve.bad_rows = sorted(union_over_workers(bad_rows))
             fill = (
                 (lambda d: checkpoint.save(d, model, optimizer, curve))
                 if step in checkpoint_at
@@ -160,10 +170,10 @@ def held_out_loss(trial: Trial, model: Model, batches: Iterator[Batch]) -> float
     model.eval()
     patches = model.encoder.num_patches
     total, count = 0.0, 0
-    for number, batch in enumerate(batches):
-        size = len(batch["crops"])
+    for number, (_, crops, labels) in enumerate(on_device(batches, torch.device("cpu"))):
+        size = len(crops)
         noise = mask_noise(trial, 2**31 + number, patches, crops=size)
-        loss = model(torch.from_numpy(batch["crops"]), torch.from_numpy(batch["labels"]), noise)
+        loss = model(crops, labels, noise)
         total, count = total + float(loss) * size, count + size
     if not count:
         raise ValueError(f"Trial {trial.id} has no held-out sites; name plates in crops.held_out.")

@@ -1,10 +1,17 @@
 """Fixtures that every test may use."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.s3 import LocalS3
 
 # A busy machine is no defect of the code: examples may take as long as they like.
 settings.register_profile("phenoscale", deadline=None)
@@ -32,7 +39,7 @@ def tiny_screen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     It holds images, index.parquet, relationships.csv and latents.parquet. Made once a run.
     Read it only: a test that changes files copies what it needs.
     """
-    from phenoscale.screens.index import build_index
+    from phenoscale.screens.build import build_index
     from phenoscale.screens.manifest import read_manifest
     from phenoscale.screens.synthetic import simulate_screen
     from tests.tiny import SCREEN
@@ -40,3 +47,12 @@ def tiny_screen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("screens") / "tiny"
     build_index(read_manifest(simulate_screen(SCREEN, folder)), folder, folder / "index.parquet")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[LocalS3]:
+    """An object store on the loopback: `s3.put(folder)` gives the URL of a copy of the folder."""
+    from tests.s3 import running_s3
+
+    with running_s3() as store:
+        yield store

@@ -9,7 +9,10 @@ import numpy as np
 import pyarrow as pa
 import tifffile
 
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.index_format import SORT_KEYS, IndexWriter
 from phenoscale.screens.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.storage import Root
 
 CHANNELS = ["dna", "er", "actin"]
 
@@ -66,3 +69,59 @@ def write_images(root: Path, rows: list[dict[str, Any]]) -> None:
         tifffile.imwrite(
             path, pixels(seed), photometric="minisblack", planarconfig="separate", metadata=None
         )
+
+
+def index_of(rows: list[dict[str, Any]], out: Path, **options: Any) -> ScreenIndex:
+    """Writes an index of images that do not exist, for tests of what reads none."""
+    rows = sorted(rows, key=lambda row: [row[name] for name in SORT_KEYS])
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    for name, value in (("height_px", 12), ("width_px", 10), ("dtype", "uint8")):
+        kind = pa.string() if name == "dtype" else pa.int32()
+        table = table.append_column(name, pa.array([r.get(name, value) for r in rows], kind))
+    for field in options.get("extra", ()):
+        table = table.append_column(field, pa.array([r[field.name] for r in rows], field.type))
+    classes = pa.array(sorted(set(table["perturbation"].to_pylist())))
+    with IndexWriter(out, Root(str(out.parent)), classes=classes, **options) as writer:
+        writer.write(table)
+    return ScreenIndex.open(out)
+
+
+def wells_of(index: ScreenIndex, rows: np.ndarray) -> set[tuple[str, str, str]]:
+    """Names of the wells that some rows belong to."""
+    table = index.table.take(rows).select(["experimental_batch", "plate", "well"])
+    return {tuple(row.values()) for row in table.to_pylist()}
+
+
+def large_index(out: Path, rows: int) -> ScreenIndex:
+    """Writes an index of made-up rows: 7 sites a well, 53 wells a plate, 5 plates a batch."""
+    row = np.arange(rows)
+    well, plate = row // 7, row // (7 * 53)
+    control = well % 53 == 0
+
+    def text(form: str, numbers: np.ndarray) -> pa.Array:
+        values, which = np.unique(numbers, return_inverse=True)
+        return pa.array([form.format(v) for v in values.tolist()]).take(pa.array(which))
+
+    site_id, perturbation = text("s{:07d}", row), text("G{:02d}", well % 53)
+    columns: dict[str, Any] = {
+        "site_id": site_id,
+        "experimental_batch": text("b{:04d}", plate // 5),
+        "plate": text("p{:05d}", plate),
+        "well": text("w{:06d}", well),
+        "site": pa.array((row % 7).astype(np.int32)),
+        "perturbation": perturbation,
+        "perturbation_type": text("crispr", 0 * row),
+        "negative_control": pa.array(control),
+        "paths": pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32), site_id),
+        "channels": pa.array([["dna", "er"]]).take(pa.array(0 * row)),
+        "height_px": pa.array(np.full(rows, 12, np.int32)),
+        "width_px": pa.array(np.full(rows, 10, np.int32)),
+        "dtype": text("uint8", 0 * row),
+    }
+    for field in MANIFEST_SCHEMA:
+        columns.setdefault(field.name, pa.nulls(rows, field.type))
+    classes = perturbation.unique().sort()
+    with IndexWriter(out, Root(str(out.parent)), classes=classes) as writer:
+        for first in range(0, rows, 10_000):
+            writer.write(pa.table(columns).slice(first, 10_000))
+    return ScreenIndex.open(out)

@@ -1,335 +1,468 @@
+"""The index on disk: what it says of a screen, and that a change of it is found."""
+
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import pickle
+import base64
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from phenoscale.screens.fingerprint import content_fingerprint
-from phenoscale.screens.index import INDEX_SCHEMA, INDEX_VERSION, ScreenIndex, build_index
-from phenoscale.screens.readers import read_site
-from tests.screen_on_disk import CHANNELS, as_table, pixels, screen_rows, site_row, write_images
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.index_format import (
+    GROUP_ROWS,
+    IMAGE_COLUMNS,
+    INDEX_VERSION,
+    METADATA_FIELDS,
+    IndexWriter,
+)
+from phenoscale.screens.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.storage import Root
+from tests.screen_on_disk import index_of, large_index, screen_rows, site_row, wells_of
 
-
-def index_in_memory(rows: list[dict[str, Any]], order: np.ndarray | None = None) -> ScreenIndex:
-    """An index of images that do not exist, for tests of what reads no images."""
-    sizes = {"height_px": 12, "width_px": 10, "dtype": "uint8", "pixel_size_um": None}
-    rows = sorted(
-        (row | sizes for row in rows),
-        key=lambda r: (r["experimental_batch"], r["plate"], r["well"], r["site"], r["site_id"]),
-    )
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    fingerprint = content_fingerprint(table, INDEX_VERSION)
-    return ScreenIndex(table=table, root=Path("."), fingerprint=fingerprint, path=Path("i.parquet"))
+Scales = dict[tuple[str, str], dict[str, tuple[float, float]]]
 
 
-@pytest.fixture
-def screen(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> ScreenIndex:
+    """Two whole groups and a part of a third."""
+    return large_index(tmp_path_factory.mktemp("large") / "i.parquet", 2 * GROUP_ROWS + 1000)
+
+
+def rewrite(path: Path, table: pa.Table, groups: int = GROUP_ROWS, **facts: Any) -> None:
+    """Writes other rows, or other facts, under the footer of an index."""
+    metadata = dict(pq.read_metadata(path).metadata)
+    metadata |= {f"phenoscale{k}".encode(): value for k, value in facts.items()}
+    with pq.ParquetWriter(path, table.schema) as file:
+        file.write_table(table, row_group_size=groups)
+        file.add_key_value_metadata({k: v for k, v in metadata.items() if b"ARROW" not in k})
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     rows = screen_rows()
-    write_images(tmp_path / "screen", rows)
-    return tmp_path / "screen", rows
+    index = index_of(rows, tmp_path / "i.parquet")
+    assert index.location == str(tmp_path / "i.parquet") and index.path == tmp_path / "i.parquet"
+    assert index.root == Root(str(tmp_path)) and index.num_sites == len(rows)
+    assert (index.num_groups, index.num_classes) == (1, 7)
+    assert index.channels == ("dna", "er", "actin") and index.facts.percentiles is None
+    for name in ("site_id", "site", "gene", "concentration", "negative_control", "paths"):
+        assert index.table[name].to_pylist() == [row[name] for row in rows]
+    assert set(index.table["height_px"].to_pylist()) == {12}
+    assert index.plates["plate"].tolist() == ["p0", "p1", "p0", "p1"]
+    assert index.plates["first_row"].tolist() == [0, 16, 32, 48]
+    assert index.plates["rows"].tolist() == [16] * 4
+    assert index.table.column_names == [f.name for f in METADATA_FIELDS] + list(IMAGE_COLUMNS)
 
 
-def rewrite(path: Path, table: pa.Table, **facts: Any) -> None:
-    """Writes other content, or other facts, under an index's metadata."""
-    old = json.loads(pq.read_schema(path).metadata[b"phenoscale"])
-    metadata = {b"phenoscale": json.dumps(old | facts).encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+def test_rows_come_back_by_group_by_number_and_in_one_pass(large: ScreenIndex) -> None:
+    whole = large.table
+    assert large.num_groups == 3 and whole.num_rows == large.num_sites == 2 * GROUP_ROWS + 1000
+    assert whole["site_id"].to_pylist() == [f"s{row:07d}" for row in range(large.num_sites)]
+    assert [large.group_rows(g) for g in range(3)] == [
+        range(4096), range(4096, 8192), range(8192, 9192),
+    ]  # fmt: skip
+    for group in range(3):
+        rows, sites = large.group_rows(group), large.sites(group)
+        part = whole.slice(rows.start, len(rows))
+        assert sites.paths.to_pylist() == part["paths"].to_pylist()
+        for name in ("channel_set", "height_px", "width_px", "label", "well_hash"):
+            np.testing.assert_array_equal(getattr(sites, name), part[name].to_numpy())
+    wanted = [9000, 5, 4096, 5, 4095]
+    assert large.take(wanted).to_pylist() == whole.take(wanted).to_pylist()
+    assert large.take([]).num_rows == 0 and large.take([]).column_names == whole.column_names
+    for passes in (large.verified(), large.scan(whole.column_names)):
+        parts = list(passes)
+        assert [first for first, _ in parts] == [0]
+        assert parts[0][1].equals(whole)
+    swapped = large.column("label", [2, 0])
+    expected = whole["label"].to_numpy()
+    np.testing.assert_array_equal(swapped, np.append(expected[8192:], expected[:4096]))
 
 
-def test_build_and_open_agree(screen: tuple[Path, list[dict[str, Any]]]) -> None:
-    root, rows = screen
-    seen: list[tuple[int, int]] = []
-    built = build_index(
-        as_table(rows), root, root / "i.parquet", progress=lambda *done: seen.append(done)
-    )
-    opened = ScreenIndex.open(root / "i.parquet")
-    assert opened.table.equals(built.table) and opened.table.schema.equals(INDEX_SCHEMA)
-    assert (opened.root, opened.fingerprint) == (built.root, built.fingerprint)
-    assert opened.num_sites == len(rows) == 64 and opened.channels == tuple(CHANNELS)
-    assert seen[-1] == (64, 64) and [done for done, _ in seen] == sorted({d for d, _ in seen})
-    first = opened.table.slice(0, 1).to_pylist()[0]
-    assert (first["height_px"], first["width_px"], first["dtype"]) == (12, 10, "uint8")
-    np.testing.assert_array_equal(
-        read_site(opened.root, first["paths"], first["channels"], opened.channels), pixels(0)
-    )
-    assert sorted(os.listdir(root)) == ["i.parquet", "images"]
-    again = pickle.loads(pickle.dumps(opened))
-    assert again.fingerprint == opened.fingerprint
-    np.testing.assert_array_equal(again.rows(0.5), opened.rows(0.5))
+def test_plates_are_runs_of_rows_across_groups_and_tables(large: ScreenIndex) -> None:
+    """They were written in tables of 10,000 rows, and a plate has 371: no end is shared."""
+    names = large.table["experimental_batch"].to_pandas() + "/" + large.table["plate"].to_pandas()
+    for plate in large.plates.itertuples():
+        rows = range(plate.first_row, plate.first_row + plate.rows)
+        assert set(names[rows]) == {f"{plate.experimental_batch}/{plate.plate}"}
+    assert large.plates["rows"].sum() == large.num_sites and len(large.plates) == names.nunique()
 
 
-def test_a_screen_moves_with_its_index(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    root, rows = screen
-    inside = build_index(as_table(rows), root, root / "index" / "i.parquet")
-    outside = build_index(as_table(rows), root, tmp_path / "elsewhere" / "i.parquet")
-    above = build_index(as_table(rows), root, tmp_path / "i.parquet")
-    assert inside.fingerprint == outside.fingerprint == above.fingerprint
-    assert ScreenIndex.open(outside.path).root == root.resolve()
-    assert ScreenIndex.open(above.path).root == root.resolve()
-    shutil.move(root, tmp_path / "moved")
-    moved = ScreenIndex.open(tmp_path / "moved" / "index" / "i.parquet")
-    assert moved.root == (tmp_path / "moved").resolve()
-    assert ScreenIndex.open(outside.path, root=moved.root).root == moved.root
-    assert moved.fingerprint == inside.fingerprint
+def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+    index = index_of(screen_rows(), tmp_path / "a.parquet")
+    rng = np.random.default_rng(0)
+    shuffled = [screen_rows()[i] for i in rng.permutation(64)]
+    again = index_of(shuffled, tmp_path / "elsewhere" / "b.parquet")
+    assert again.fingerprint == index.fingerprint and again.table.equals(index.table)
+    scale: Scales = {("b0", "p0"): {"dna": (1.0, 2.0), "er": (3.0, 4.0)}}
+    others = [
+        index_of(screen_rows(), tmp_path / "c.parquet", scales=scale, percentiles=(1.0, 99.0)),
+        index_of(screen_rows(), tmp_path / "d.parquet", scales=scale, percentiles=(1.0, 98.0)),
+        index_of(screen_rows(sites=1), tmp_path / "e.parquet"),
+        index_of([r | {"channels": ["a", "b", "c"]} for r in screen_rows()], tmp_path / "f"),
+        index_of([r | {"height_px": 13} for r in screen_rows()], tmp_path / "g"),
+    ]
+    assert len({other.fingerprint for other in (index, *others)}) == 6
 
 
-def test_fingerprint_ignores_row_order_and_encoding(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    root, rows = screen
-    index = build_index(as_table(rows), root, tmp_path / "a.parquet")
-    shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-    other = build_index(as_table(shuffled), root, tmp_path / "b.parquet")
-    assert other.fingerprint == index.fingerprint and other.table.equals(index.table)
-    # The same rows, reordered, in other row groups and another compression, under the same facts.
-    metadata = pq.read_schema(tmp_path / "a.parquet").metadata
-    pq.write_table(
-        index.table.take(list(range(63, -1, -1))).replace_schema_metadata(metadata),
-        tmp_path / "a.parquet",
-        row_group_size=7,
-        compression="none",
-    )
-    assert ScreenIndex.open(tmp_path / "a.parquet").table.equals(index.table)
-
-
-def test_fingerprint_is_the_recorded_one() -> None:
+def test_fingerprint_is_the_recorded_one(tmp_path: Path) -> None:
     """Golden value: studies are compared by it, so it may change only with INDEX_VERSION."""
-    index = index_in_memory(screen_rows(1, 1, 4, 1))
-    assert index.fingerprint == ("00844c570ac518aa82148764e483ef23130b8f4c14f5979028e1d0b4bb89e805")
+    index = index_of(screen_rows(1, 1, 4, 1), tmp_path / "i.parquet")
+    assert (INDEX_VERSION, index.fingerprint) == (
+        2,
+        "f93011ea22ebafb9ffaaa897f57cd74b1a5e7c5b915d4b25f1712726101e99e4",
+    )
 
 
-def changed(value: Any, kind: pa.DataType) -> list[Any]:
+def changed(value: Any, kind: pa.DataType) -> Any:
     if pa.types.is_list(kind):
-        joined = ["".join(value)] if len(value) > 1 else [value[0][:3], value[0][3:]]
-        return [[*value, "x"], [*value[:-1], value[-1] + "x"], joined]
+        return [*value[:-1], value[-1] + "x"]
     if pa.types.is_boolean(kind):
-        return [not value]
+        return not value
     if pa.types.is_string(kind):
-        return [(value or "") + "x", ""] if value is None else [value + "x", value.upper() + "y"]
-    return [1 if value is None else value + 1]
+        return "" if value is None else value + "x"
+    return 0 if value is None else value + 1
 
 
-@pytest.mark.parametrize("name", INDEX_SCHEMA.names)
-def test_fingerprint_changes_with_any_cell(
-    name: str, screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+@pytest.mark.parametrize("row", [0, GROUP_ROWS + 17])
+def test_a_change_of_any_cell_is_found_where_it_is_read(
+    large: ScreenIndex, tmp_path: Path, row: int
 ) -> None:
-    root, rows = screen
-    index = build_index(as_table(rows), root, tmp_path / "i.parquet")
-    position = index.table.column_names.index(name)
-    field = INDEX_SCHEMA.field(name)
-    for row in (0, 37, 63):
-        values = index.table[name].to_pylist()
-        for value in changed(values[row], field.type):
-            values[row] = value
-            table = index.table.set_column(position, field, pa.array(values, field.type))
-            assert content_fingerprint(table, INDEX_VERSION) != index.fingerprint
-            rewrite(tmp_path / "i.parquet", table)
-            with pytest.raises(ValueError, match="has changed since it was built.*build it again"):
-                ScreenIndex.open(tmp_path / "i.parquet")
-    assert content_fingerprint(index.table, INDEX_VERSION + 1) != index.fingerprint
-
-
-def test_text_cannot_slide_between_cells() -> None:
-    one = index_in_memory([site_row(0, 0, 1, 0, gene="AB", guide="C")])
-    two = index_in_memory([site_row(0, 0, 1, 0, gene="A", guide="BC")])
-    null = index_in_memory([site_row(0, 0, 1, 0, gene=None, guide="ABC")])
-    empty = index_in_memory([site_row(0, 0, 1, 0, gene="", guide="ABC")])
-    assert len({i.fingerprint for i in (one, two, null, empty)}) == 4
-
-
-def test_open_refuses_what_is_no_index(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    root, rows = screen
     path = tmp_path / "i.parquet"
-    table = build_index(as_table(rows), root, path).table
-    rewrite(path, table, version=99)
-    with pytest.raises(ValueError, match=r"version 99; this phenoscale reads version 1. Build it"):
+    group, others = row // GROUP_ROWS, {0, 1, 2} - {row // GROUP_ROWS}
+    for position, field in enumerate(large.table.schema):
+        values = large.table[field.name].to_pylist()
+        values[row] = changed(values[row], field.type)
+        shutil.copy(large.path, path)
+        column = pa.array(values, field.type)
+        rewrite(path, large.table.set_column(position, field, column))
+        index = ScreenIndex.open(path)
+        told = f"changed since it was built: group {group} of its rows.*build it again"
+        with pytest.raises(ValueError, match=told):
+            index.take([row])
+        with pytest.raises(ValueError, match=told):
+            list(index.verified())
+        for other in others:
+            index.sites(other)
+            assert index.take([other * GROUP_ROWS]).num_rows == 1
+        if field.name in IMAGE_COLUMNS:
+            with pytest.raises(ValueError, match=told):
+                index.sites(group)
+        else:
+            index.sites(group)
+
+
+def test_rows_that_were_dropped_doubled_or_put_in_another_order_are_found(
+    large: ScreenIndex, tmp_path: Path
+) -> None:
+    path, count = tmp_path / "i.parquet", large.num_sites
+    order = np.arange(count)
+    orders = {
+        "reversed": order[::-1],
+        "groups swapped": np.concatenate([order[4096:8192], order[:4096], order[8192:]]),
+        "one doubled": np.concatenate([order[:1], order[:-1]]),
+        "end dropped": order[:-1],
+    }
+    for name, rows in orders.items():
+        shutil.copy(large.path, path)
+        rewrite(path, large.table.take(rows))
+        index = ScreenIndex.open(path)
+        with pytest.raises(ValueError, match="has changed since it was built"):
+            list(index.verified())
+            pytest.fail(name)
+    shutil.copy(large.path, path)
+    rewrite(path, large.table, groups=1000)
+    with pytest.raises(ValueError, match="it has 10 groups of rows and digests of 3"):
         ScreenIndex.open(path)
-    renamed = table.rename_columns([n.replace("well", "Well") for n in table.column_names])
-    rewrite(path, renamed, version=INDEX_VERSION)
-    with pytest.raises(ValueError, match=r"missing \['well'\], extra \['Well'\]"):
+
+
+def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    return lambda value: value.replace(old, new)
+
+
+def cut(value: bytes) -> bytes:
+    return base64.b64encode(base64.b64decode(value)[:-40])
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("", replaced(b'"num_classes": 7', b'"num_classes": 8')),
+        ("", replaced(b"dna", b"DNA")),
+        ("", replaced(b'"percentiles": [0.1, 99.9]', b'"percentiles": null')),
+        ("", replaced(b'"content"', b'"contents"')),
+        (".plates", lambda x: base64.b64encode(base64.b64decode(x).replace(b"p0p1", b"p0p2"))),
+        (".plates", cut),
+        (".plates", lambda _: b"none"),
+        (".digests", lambda x: b"AAAA" + x[4:]),
+        (".digests", cut),
+        (".digests", lambda _: b"\xff"),
+    ],
+)
+def test_changed_facts_are_found_at_once(
+    tmp_path: Path, key: str, change: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "i.parquet"
+    scales = {("b0", "p0"): {"dna": (1.0, 2.0)}}
+    index = index_of(screen_rows(), path, scales=scales, percentiles=(0.1, 99.9))
+    old = pq.read_metadata(path).metadata[f"phenoscale{key}".encode()]
+    assert change(old) != old
+    rewrite(path, index.table, **{key: change(old)})
+    with pytest.raises(ValueError, match="its facts do not agree with the digest.*build it again"):
         ScreenIndex.open(path)
-    rewrite(path, table.set_column(4, "site", table["site"].cast(pa.int64())))
-    with pytest.raises(ValueError, match="site is int64, not int32"):
+
+
+def test_open_refuses_what_is_no_index(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    table = index_of(screen_rows(), path).table
+    facts = pq.read_metadata(path).metadata[b"phenoscale"]
+    rewrite(path, table, **{"": facts.replace(b'"version": 2', b'"version": 1')})
+    with pytest.raises(ValueError, match=r"version 1; this phenoscale reads version 2. Build it"):
         ScreenIndex.open(path)
-    for metadata in ({}, {b"phenoscale": b"[1]"}, {b"phenoscale": b'{"version": 1}'}):
-        pq.write_table(table.replace_schema_metadata(metadata), path)
+    for other in ({}, {"phenoscale": "[1]"}, {"phenoscale": "{}"}, {"phenoscale": "no"}):
+        pq.write_table(table.replace_schema_metadata(other), path)
         with pytest.raises(ValueError, match="not an index of phenoscale"):
             ScreenIndex.open(path)
     path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(ValueError, match="cannot be read as an index"):
         ScreenIndex.open(path)
-    with pytest.raises(ValueError, match="There is no index .*none.parquet; build one"):
-        ScreenIndex.open(tmp_path / "none.parquet")
+    (tmp_path / "empty").mkdir()
+    for missing in ("none.parquet", "empty/none.parquet", "nowhere/none.parquet"):
+        with pytest.raises(ValueError, match=f"There is no index .*{missing}; build one"):
+            ScreenIndex.open(tmp_path / missing)
 
 
-def test_bad_images_are_named_counted_and_nothing_is_written(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    root, rows = screen
-    out = tmp_path / "new" / "i.parquet"
-    path = root / rows[9]["paths"][0]
-    whole = path.read_bytes()
-    path.write_bytes(whole[:200])
-    with pytest.raises(ValueError) as error:
-        build_index(as_table(rows), root, out, source="sites.csv")
-    text = str(error.value)
-    assert text.startswith(f"sites.csv, row 11, site '{rows[9]['site_id']}': {path} is truncated")
-    assert "more sites" not in text and text.endswith("No index was written.")
-    (root / rows[20]["paths"][0]).unlink()
-    (root / rows[30]["paths"][0]).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"row 11.* 2 more sites have bad images\. No index"):
-        build_index(as_table(rows), root, out)
-    path.write_bytes(whole)
-    with pytest.raises(ValueError, match=f"row 22, site .*{rows[20]['paths'][0]} does not exist"):
-        build_index(as_table(rows), root, out)
-    rows[3]["paths"] = ["../screen/" + rows[3]["paths"][0]]
-    with pytest.raises(ValueError, match="row 5, site .* is refused: a path must be relative"):
-        build_index(as_table(rows), root, out)
-    assert not out.parent.exists()
+def test_a_flipped_bit_anywhere_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    whole = index_of(screen_rows(batches=3, wells=30), path).table
+    raw = path.read_bytes()
+    outcomes = {"changed": 0, "nothing": 0}
+    for place in np.random.default_rng(0).integers(0, 8 * len(raw), 400).tolist():
+        flipped = bytearray(raw)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            read = ScreenIndex.open(path).table
+        except ValueError as error:
+            assert str(path) in str(error) and "phenoscale index" in str(error)
+            outcomes["changed"] += 1
+        else:
+            assert read.equals(whole)
+            outcomes["nothing"] += 1
+    assert outcomes["changed"] > 300
 
 
-def test_build_checks_the_manifest_and_the_root(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    root, rows = screen
-    out = tmp_path / "i.parquet"
-    with pytest.raises(ValueError, match="has 1 duplicate site_ids: 'b0_p0_w00_s0' in rows"):
-        build_index(as_table([*rows, rows[0]]), root, out)
-    with pytest.raises(ValueError, match="root .*nowhere is not a folder"):
-        build_index(as_table(rows), tmp_path / "nowhere", out)
-    rows = [r for r in rows if not (r["negative_control"] and r["experimental_batch"] == "b1")]
-    with pytest.raises(ValueError, match=r"no negative controls in 1 of 2 experimental .*\['b1'\]"):
-        build_index(as_table(rows), root, out)
-    assert not out.exists()
-    assert build_index(as_table(rows), root, out, require_controls=False).num_sites == len(rows)
+def test_columns_of_the_wrong_name_or_type_are_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "i.parquet"
+    table = index_of(screen_rows(), path).table
+    renamed = table.rename_columns([n.replace("label", "Label") for n in table.column_names])
+    rewrite(path, renamed)
+    with pytest.raises(ValueError, match="has changed since it was built"):
+        ScreenIndex.open(path).sites(0)
 
 
-def test_a_failed_write_leaves_the_old_index(
-    screen: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, rows = screen
-    out = tmp_path / "out" / "i.parquet"
-    old = build_index(as_table(rows), root, out).fingerprint
-
-    def full(table: pa.Table, path: Path, **options: Any) -> None:
-        Path(path).write_bytes(b"half an index")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="could not be written .*No space left.*nothing was left"):
-        build_index(as_table(rows[:8]), root, out)
-    assert os.listdir(out.parent) == ["i.parquet"]
-    assert ScreenIndex.open(out).fingerprint == old
+def test_other_programs_can_read_an_index(tmp_path: Path) -> None:
+    """The footer's values are text: readers in other languages refuse the file otherwise."""
+    index_of(screen_rows(), tmp_path / "i.parquet")
+    for value in pq.read_metadata(tmp_path / "i.parquet").metadata.values():
+        value.decode("utf-8")
 
 
-def wells_of(index: ScreenIndex, rows: np.ndarray) -> set[tuple[str, str, str]]:
-    table = index.table.take(rows).select(["experimental_batch", "plate", "well"])
-    return {tuple(row.values()) for row in table.to_pylist()}
+def test_a_screen_moves_with_its_index(tmp_path: Path) -> None:
+    root = tmp_path / "screen"
+    (root / "images").mkdir(parents=True)
+
+    def written(out: Path) -> ScreenIndex:
+        made = index_of(screen_rows(), root / "made.parquet")
+        return made.repointed(paths_of(made), Root(str(root)), out)
+
+    inside, above = written(root / "index" / "i.parquet"), written(tmp_path / "i.parquet")
+    outside = written(tmp_path / "elsewhere" / "i.parquet")
+    assert {index.root for index in (inside, above, outside)} == {Root(str(root))}
+    shutil.move(root, tmp_path / "moved")
+    moved = ScreenIndex.open(tmp_path / "moved" / "index" / "i.parquet")
+    assert moved.root == Root(str(tmp_path / "moved"))
+    assert ScreenIndex.open(outside.location).root == Root(str(root))
+    assert ScreenIndex.open(outside.location, root=moved.root).root == moved.root
 
 
-FRACTION = st.floats(0.1, 1.0)
-LAYOUT = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(5, 30), st.integers(1, 3))
+def paths_of(index: ScreenIndex) -> pa.Array:
+    return pc.list_element(index.table["paths"], 0).combine_chunks()
 
 
-@settings(max_examples=60, deadline=None)
-@given(layout=LAYOUT, one=FRACTION, two=FRACTION, data=st.data())
-def test_subsets_nest_keep_wells_whole_and_avoid_what_is_held_out(
-    layout: tuple[int, int, int, int], one: float, two: float, data: st.DataObject
-) -> None:
-    batches, plates, wells, sites = layout
-    index = index_in_memory(screen_rows(*layout))
-    names = [f"b{b}/p{p}" for b in range(batches) for p in range(plates)]
-    if batches > 1:
-        names += [f"b{b}" for b in range(batches)]
-    held_out = tuple(data.draw(st.lists(st.sampled_from(names), unique=True, max_size=2)))
-    out = index.held_out_rows(held_out)
-    assert (np.diff(out) > 0).all() and out.dtype == np.int64
-    for row in index.table.take(out).to_pylist():
-        batch = row["experimental_batch"]
-        assert batch in held_out or f"{batch}/{row['plate']}" in held_out
-    num_wells = batches * plates * wells - len(wells_of(index, out))
-    if num_wells == 0:
-        with pytest.raises(ValueError, match="is no well. Hold out less"):
-            index.rows(1.0, held_out)
-        return
-    small, large = index.rows(min(one, two), held_out), index.rows(max(one, two), held_out)
-    whole = index.rows(1.0, held_out)
-    assert set(small) <= set(large) <= set(whole)
-    np.testing.assert_array_equal(np.sort(np.concatenate([whole, out])), np.arange(index.num_sites))
-    for fraction, rows in ((min(one, two), small), (max(one, two), large), (1.0, whole)):
-        assert rows.dtype == np.int64 and (np.diff(rows) > 0).all()
-        assert len(rows) == sites * len(wells_of(index, rows))
-        assert len(wells_of(index, rows)) == int(fraction * num_wells + 0.5)
+def test_links_to_an_index_lead_to_its_images(tmp_path: Path) -> None:
+    made = index_of(screen_rows(), tmp_path / "screen" / "made.parquet")
+    made.repointed(
+        paths_of(made), Root(str(tmp_path / "screen")), tmp_path / "screen/sub/i.parquet"
+    )
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "file.parquet").symlink_to(tmp_path / "screen" / "sub" / "i.parquet")
+    (tmp_path / "my" / "folder").symlink_to(tmp_path / "screen" / "sub")
+    for name in ("file.parquet", "folder/i.parquet"):
+        index = ScreenIndex.open(tmp_path / "my" / name)
+        assert index.root == made.root and index.table.equals(ScreenIndex.open(made.path).table)
 
 
-def test_subsets_depend_on_names_alone() -> None:
-    """Another perturbation, other images or more sites choose the same wells."""
-    index = index_in_memory(screen_rows())
-    other = index_in_memory([r | {"perturbation": "X", "guide": "y"} for r in screen_rows()])
-    more = index_in_memory(screen_rows(sites=3))
-    chosen = wells_of(index, index.rows(0.3))
-    assert chosen == wells_of(other, other.rows(0.3)) == wells_of(more, more.rows(0.3))
-    # The rule, written out: it must never change, or studies of one screen would disagree.
-    names = {"/".join(well) for well in wells_of(index, index.rows())}
-    order = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    assert {"/".join(well) for well in chosen} == set(order[:10])
-    # Wells are spread: neither one batch nor one plate is taken first.
-    assert len({well[:2] for well in chosen}) == 4
+@pytest.fixture
+def store() -> Iterator[str]:
+    yield "memory://bucket/screens"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
-def test_what_rows_refuses() -> None:
-    index = index_in_memory(screen_rows())
-    for fraction in (0.0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=r"data_fraction is .*; a share in \(0, 1\]"):
-            index.rows(fraction)
-    with pytest.raises(ValueError) as error:
-        index.rows(0.5, ("p0", "b1"))
-    assert "held_out names ['p0']" in str(error.value)
-    assert "['b0', 'b1', 'b0/p0', 'b0/p1', 'b1/p0', 'b1/p1']" in str(error.value)
-    with pytest.raises(ValueError, match="held_out is the text 'b1'; a tuple of names"):
-        index.held_out_rows("b1")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"of the 32 wells that held_out=\(\) leaves of 32 is no"):
-        index.rows(0.01)
-    with pytest.raises(ValueError, match="of the 0 wells that held_out=.* leaves of 32 is no well"):
-        index.rows(1.0, ("b0", "b1"))
-    assert index.held_out_rows(()).tolist() == []
+def test_an_index_lies_in_a_store_beside_its_images_or_apart(tmp_path: Path, store: str) -> None:
+    beside = index_of(screen_rows(), tmp_path / "i.parquet")
+    apart = tmp_path / "apart.parquet"
+    beside.repointed(paths_of(beside), Root("s3://images/a?region=eu-west-1"), apart)
+    for path in (beside.path, apart):
+        with fsspec.open(f"{store}/{path.name}", "wb") as file:
+            file.write(path.read_bytes())
+    index = ScreenIndex.open(f"{store}/i.parquet")
+    assert index.root == Root(store) and index.location == f"{store}/i.parquet"
+    assert index.table.equals(beside.table)
+    assert ScreenIndex.open(f"{store}/apart.parquet").root.url == "s3://images/a?region=eu-west-1"
+    with pytest.raises(ValueError, match="There is no index memory://bucket/screens/none.parquet"):
+        ScreenIndex.open(f"{store}/none.parquet")
 
 
-def test_labels_number_the_classes_of_the_whole_index() -> None:
-    index = index_in_memory(screen_rows(wells=12))
-    labels, classes = index.labels()
-    assert classes == tuple(sorted(set(index.table["perturbation"].to_pylist())))
-    assert classes[:3] == ("G1", "G10", "G11") and classes[-1] == "negative_control"
-    assert labels.dtype == np.int64
-    assert [classes[label] for label in labels] == index.table["perturbation"].to_pylist()
+def test_labels_number_the_classes_of_the_whole_index(tmp_path: Path, large: ScreenIndex) -> None:
+    index = index_of(screen_rows(wells=12), tmp_path / "i.parquet")
+    assert index.labels()[1][:3] == ("G1", "G10", "G11")
+    for screen in (index, large):
+        labels, classes = screen.labels()
+        assert classes == tuple(sorted(set(screen.table["perturbation"].to_pylist())))
+        assert labels.dtype == np.int64 and len(classes) == screen.num_classes
+        assert [classes[i] for i in labels] == screen.table["perturbation"].to_pylist()
 
 
-def test_metadata_is_aligned_and_holds_no_image_columns() -> None:
-    index = index_in_memory(screen_rows())
+def test_metadata_is_aligned_and_holds_no_image_columns(tmp_path: Path) -> None:
+    extra = (pa.field("assay", pa.string()), pa.field("depth", pa.float64()))
+    rows = [row | {"assay": None, "depth": i / 2} for i, row in enumerate(screen_rows())]
+    index = index_of(rows, tmp_path / "i.parquet", extra=extra)
     frame = index.metadata()
-    assert list(frame.columns) == INDEX_SCHEMA.names[:13] and len(frame) == index.num_sites
-    assert frame["site_id"].tolist() == index.table["site_id"].to_pylist()
+    assert list(frame.columns) == [f.name for f in METADATA_FIELDS] + ["assay", "depth"]
+    assert frame["site_id"].tolist() == [row["site_id"] for row in rows]
     assert frame["negative_control"].dtype == bool and frame["gene"].isna().sum() == 16
+    assert frame["assay"].isna().all() and frame["depth"].tolist() == [r["depth"] for r in rows]
 
 
-def test_channels_are_those_that_all_sites_have() -> None:
+def test_channels_are_those_that_all_sites_have(tmp_path: Path) -> None:
     rows = screen_rows(1, 1, 3, 1)
     rows[1]["channels"] = ["actin", "rna", "dna"]
-    assert index_in_memory(rows).channels == ("dna", "actin")
+    index = index_of(rows, tmp_path / "i.parquet")
+    assert index.channels == ("dna", "actin")
+    assert index.channel_sets == (("dna", "er", "actin"), ("actin", "rna", "dna"))
+    assert index.table["channel_set"].to_pylist() == [0, 1, 0]
     rows[2]["channels"] = ["brightfield"]
-    assert index_in_memory(rows).channels == ()
+    assert index_of(rows, tmp_path / "i.parquet").channels == ()
+
+
+def test_scales_are_those_of_a_plate_by_channel(tmp_path: Path) -> None:
+    rows = screen_rows()
+    rows[1]["channels"] = ["actin", "rna", "dna"]
+    ranges = {"dna": (1.0, 2.5), "er": (3.0, 3.0), "actin": (0.0, 9.0), "rna": (7.0, 8.0)}
+    scales = {("b0", "p0"): ranges, ("b1", "p1"): {"dna": (5.0, 6.0)}}
+    index = index_of(rows, tmp_path / "i.parquet", scales=scales, percentiles=(0.5, 99))
+    assert index.facts.percentiles == (0.5, 99)
+    assert index.scale(0, 0) == ((1.0, 2.5), (3.0, 3.0), (0.0, 9.0)) == index.scale(15, 0)
+    assert index.scale(1, 1) == ((0.0, 9.0), (7.0, 8.0), (1.0, 2.5))
+    assert index.scale(16, 0) is None is index.scale(47, 0)
+    assert index.scale(48, 0) == ((5.0, 6.0), (0.0, 65535.0), (0.0, 65535.0))
+
+
+def test_held_out_rows_are_those_of_named_plates_and_batches(large: ScreenIndex) -> None:
+    frame = large.metadata()
+    full = frame["experimental_batch"] + "/" + frame["plate"]
+    for names in (("b0001",), ("b0000/p00003",), ("b0003/p00019", "b0001", "b0001/p00005"), ()):
+        rows = large.held_out_rows(names)
+        expected = frame["experimental_batch"].isin(names) | full.isin(names)
+        assert rows.dtype == np.int64
+        np.testing.assert_array_equal(rows, np.flatnonzero(expected))
+        ranges = large.held_out_ranges(names)
+        assert [row for r in ranges for row in r] == rows.tolist()
+
+
+def test_unknown_names_are_not_held_out_in_silence(tmp_path: Path) -> None:
+    index = index_of(screen_rows(), tmp_path / "i.parquet")
+    with pytest.raises(ValueError) as error:
+        index.held_out_rows(("p0", "b1"))
+    assert "held_out names ['p0']" in str(error.value)
+    assert "['b0', 'b0/p0', 'b0/p1', 'b1', 'b1/p0', 'b1/p1']" in str(error.value)
+    with pytest.raises(ValueError, match="held_out is the text 'b1'; a tuple of names"):
+        index.held_out_rows("b1")  # type: ignore[arg-type]
+
+
+def test_a_copy_keeps_rows_and_fingerprint_and_points_elsewhere(tmp_path: Path) -> None:
+    extra = (pa.field("assay", pa.string()),)
+    rows = [row | {"assay": row["well"], "dtype": "uint16"} for row in screen_rows()]
+    rows[3]["channels"] = ["er", "dna", "actin"]
+    scales = {(b, p): {"dna": (1.0, 9.0)} for b in ("b0", "b1") for p in ("p0", "p1")}
+    index = index_of(
+        rows, tmp_path / "i.parquet", extra=extra, scales=scales, percentiles=(0.1, 99.9)
+    )
+    paths = pa.array([f"7.zarr?site={i}" for i in range(64)])
+    copy = index.repointed(paths, Root("s3://bucket/store"), tmp_path / "copy.parquet")
+    assert copy.fingerprint == index.fingerprint and copy.root == Root("s3://bucket/store")
+    assert copy.facts.content != index.facts.content
+    assert copy.metadata().equals(index.metadata())
+    assert copy.channel_sets == index.channel_sets and copy.labels()[1] == index.labels()[1]
+    np.testing.assert_array_equal(copy.labels()[0], index.labels()[0])
+    assert copy.table["paths"].to_pylist() == [[path] for path in paths.to_pylist()]
+    assert set(copy.table["dtype"].to_pylist()) == {"uint8"} and copy.facts.percentiles is None
+    assert copy.scale(0, 0) is None
+
+
+def test_a_copy_that_leaves_sites_out_is_a_screen_of_its_own(tmp_path: Path) -> None:
+    index = index_of(screen_rows(), tmp_path / "i.parquet")
+    kept = [not (row["well"] == "A03" or row["plate"] == "p1") for row in screen_rows()]
+    paths = pa.array([f"{i}.zarr" if keep else None for i, keep in enumerate(kept)])
+    copy = index.repointed(paths, index.root, tmp_path / "copy.parquet")
+    assert copy.fingerprint == copy.facts.content != index.fingerprint
+    assert copy.table["site_id"].to_pylist() == [
+        row["site_id"] for row, keep in zip(screen_rows(), kept, strict=True) if keep
+    ]
+    assert "G3" not in copy.labels()[1] and copy.num_classes == 6 == len(copy.labels()[1])
+    assert copy.plates["first_row"].tolist() == [0, 14] and copy.plates["rows"].tolist() == [14, 14]
+    every = np.arange(copy.num_sites)
+    assert wells_of(copy, every) < wells_of(index, np.arange(index.num_sites))
+
+
+def test_a_writer_that_fails_leaves_nothing_and_the_old_index(tmp_path: Path) -> None:
+    old = index_of(screen_rows(), tmp_path / "i.parquet").fingerprint
+    with pytest.raises(RuntimeError), IndexWriter(
+        tmp_path / "i.parquet", Root(str(tmp_path)), classes=pa.array(["G1"])
+    ) as writer:  # fmt: skip
+        row = site_row(0, 0, 1, 0)
+        writer.write(table_of(row))
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["i.parquet"]
+    assert ScreenIndex.open(tmp_path / "i.parquet").fingerprint == old
+
+
+def table_of(row: dict[str, Any]) -> pa.Table:
+    sizes = {"pixel_size_um": None, "height_px": 1, "width_px": 1, "dtype": "uint8"}
+    schema = pa.schema(
+        [
+            *MANIFEST_SCHEMA,
+            ("height_px", pa.int32()),
+            ("width_px", pa.int32()),
+            ("dtype", pa.string()),
+        ]
+    )
+    return pa.Table.from_pylist([row | sizes], schema=schema)
+
+
+@pytest.mark.parametrize("empty", ["nothing", "no rows"])
+def test_an_index_without_rows_is_not_written(tmp_path: Path, empty: str) -> None:
+    with pytest.raises(ValueError, match="no site"), IndexWriter(
+        tmp_path / "i.parquet", Root(str(tmp_path)), classes=pa.array(["G1"])
+    ) as writer:  # fmt: skip
+        if empty == "no rows":
+            writer.write(table_of(site_row(0, 0, 1, 0)).slice(1))
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,53 @@ def test_further_wrong_rows_are_counted(tmp_path: Path) -> None:
         read_manifest(csv(tmp_path, HEADER, CONTROL, *bad))
 
 
-def test_missing_extra_and_repeated_columns_stand_in_one_message(tmp_path: Path) -> None:
-    header = HEADER.replace("well", "Well").replace("guide", "gene")
+def test_missing_further_and_repeated_columns_stand_in_one_message(tmp_path: Path) -> None:
+    header = HEADER.replace("well", "Well").replace("guide", "gene").replace("cell_type", "label")
     with pytest.raises(ValueError) as error:
         read_manifest(csv(tmp_path, header, CONTROL))
     text = str(error.value)
-    assert "missing ['well', 'guide'], extra ['Well'], given twice ['gene']" in text
+    assert "missing ['well', 'guide', 'cell_type'], given twice ['gene']" in text
+    assert "that the index needs or without a name ['label'], further ['Well', 'label']" in text
+
+
+def test_further_columns_pass_through_with_simple_types(tmp_path: Path) -> None:
+    table = as_table(screen_rows(1, 1, 4, 1))
+    further = {
+        "zeta": pa.array([1, 2, 3, None], pa.int8()),
+        "dose_um": pa.array([0.5, 1, 2, 4], pa.float32()),
+        "passed": pa.array([True, False, None, True]),
+        "operator": pa.array(["a", "", "b", "a"]).dictionary_encode(),
+    }
+    for name, column in further.items():
+        table = table.append_column(name, column)
+    checked = check_manifest(table)
+    assert checked.column_names == [*MANIFEST_SCHEMA.names, "dose_um", "operator", "passed", "zeta"]
+    assert [str(checked.schema.field(n).type) for n in checked.column_names[-4:]] == [
+        "double", "string", "bool", "int64",
+    ]  # fmt: skip
+    assert checked["operator"].to_pylist() == ["a", None, "b", "a"]
+    again = read_manifest(write_manifest(table, tmp_path / "m.csv"))
+    assert again["zeta"].to_pylist() == ["1", "2", "3", None]
+    assert again.select(MANIFEST_SCHEMA.names).equals(checked.select(MANIFEST_SCHEMA.names))
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([[1]]), pa.array([b"x"]), pa.array([2**63], pa.uint64())]
+)
+def test_a_further_column_that_is_no_scalar_is_refused(column: pa.Array) -> None:
+    table = as_table(screen_rows(1, 1, 1, 1)).append_column("odd", column)
+    with pytest.raises(ValueError, match="column odd: .* (is given; text, whole|cannot become)"):
+        check_manifest(table)
+
+
+def test_what_spreadsheets_write_is_read(tmp_path: Path) -> None:
+    path = csv(tmp_path, HEADER, CONTROL, GENE)
+    expected = read_manifest(path)
+    lines = path.read_text().replace(",", ";").replace("\n", "\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())  # as European spreadsheets save a CSV
+    assert read_manifest(path).equals(expected)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_manifest(path).equals(expected)
 
 
 def test_duplicate_site_ids_are_named_with_rows() -> None:

@@ -62,6 +62,7 @@ def tiny_batch(trial: Trial, step: int) -> Batch:
     noise = rng.normal(0, 15, (count, CHANNELS, size, size))
     return {
         "crops": np.clip(128 + wave + noise, 0, 255).astype(np.uint8),
+        "turns": np.zeros(count, np.int64),
         "labels": labels.astype(np.int64),
         "rows": np.arange(count, dtype=np.int64) + step * count,
         "bad": np.full(count, -1, np.int64),

@@ -16,7 +16,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows and MLflow take their place
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is the one that verbose=0 silences
 }
-_OBJECT_STORE_BYTES = 2**30
+_OBJECT_STORE_BYTES = 2**31
 
 
 def start_ray(address: str | None = None) -> int:

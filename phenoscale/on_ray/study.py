@@ -127,7 +127,7 @@ def write_description(
         )
     kept = {name: old[name] for name in ("wall_s", "peak_memory_gib") if name in old}
     metadata = index.metadata()
-    classes = len(index.labels()[1])
+    classes = index.num_classes
     write_json(
         path,
         {

@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from phenoscale import parallel, train
 from phenoscale.config import Trial
+from phenoscale.fit import worker_facts
 from phenoscale.models.build import build_model
 from phenoscale.on_ray.data import crop_stream
-from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.cutter import CropCutter, within_tolerance
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.slot import peak_memory_gib
 
@@ -28,7 +29,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     parallel.prepare_process(trial.placement.threads)
     index = ScreenIndex.open(files.index)
-    model = build_model(trial, channels=len(index.channels), num_classes=len(index.labels()[1]))
+    model = build_model(trial, channels=len(index.channels), num_classes=index.num_classes)
     cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
 
     def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
@@ -48,7 +49,10 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
         return train.train(
             trial,
             model,
-            lambda first, last: crop_stream(cutter, first, last, rank, world),
+            lambda first, last: within_tolerance(
+                cutter,
+                crop_stream(cutter, first, last, rank, world, trial.placement.readers),
+            ),
             report,
             steps=cutter.plan.steps,
             rank=rank,
@@ -68,7 +72,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"non_finite": str(error)}
     mine = {
         "data_cpu_s": done.data_cpu_s,
-        "bad_rows": done.bad_rows,
+        "facts": worker_facts(done),
         "cpu_s": time.process_time(),
         "peak_memory_gib": peak_memory_gib(),
     }
@@ -79,7 +83,9 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
         "train_s": done.train_s,
         "data_wait_s": done.data_wait_s,
         "data_cpu_s": sum(one["data_cpu_s"] for one in everyone),
-        "bad_rows": set().union(*(one["bad_rows"] for one in everyone)),
+        "first_step": done.first_step,
+        "crops": sum(one["facts"]["crops"] for one in everyone),
+        "workers": [one["facts"] for one in everyone],
         "cpu_s": sum(one["cpu_s"] for one in everyone),
         "peak_memory_gib": max(one["peak_memory_gib"] for one in everyone),
     }

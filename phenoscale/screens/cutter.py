@@ -1,9 +1,10 @@
-"""From the plan to pixels: cuts the crops of a step, reads the sites of a range.
+"""From the plan to pixels: cuts the crops of some steps, reads the sites of a range.
 
 Both readers are small values that a Ray task, a thread or a test calls the same way; what they open
-is kept once per process.
+is kept once per process, and no more of the index than a window of it.
 
-Shapes: B crops or sites, C channels in the index's order, H W pixels, s side of a crop.
+Shapes: T steps, L lanes of one worker, S sites, C channels in the index's order, H W pixels, s side
+of a crop.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from phenoscale.config import Crops
-from phenoscale.crops import CropBatch, Plan
-from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import ImageError, read_site, read_window
+from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan
+from phenoscale.screens.errors import ImageError
+from phenoscale.screens.index import Rows, ScreenIndex, Sites
+from phenoscale.screens.readers import read_site, read_windows
+from phenoscale.screens.subset import Subset
 
 Batch = dict[str, np.ndarray]
+_CACHED_GROUPS = 2 * WINDOW_GROUPS  # the window that is being read, and the one before or after it
 
 
 class BadSiteError(ValueError):
-    """A site's image cannot be read and the tolerance does not allow to pass it over."""
+    """Sites cannot be read, and the tolerance does not allow to pass them over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class CropCutter:
     """Cuts a trial's crops, or the crops of its held-out plates."""
 
     index_path: str
-    """Parquet index of the screen."""
+    """Parquet index of the screen, a path or a URL."""
     crops: Crops
     """Which crops."""
     seed: int
@@ -44,70 +47,106 @@ class CropCutter:
     @property
     def plan(self) -> Plan:
         """The sampling plan over this cutter's rows."""
-        return _opened(self)[0]
+        return _opened(self).plan
 
     @property
-    def rows(self) -> np.ndarray:
-        """int64 rows of the index that the crops come from."""
-        return _opened(self)[1]
+    def num_sites(self) -> int:
+        """Sites that the crops come from."""
+        return int(_opened(self).starts[-1])
+
+    @property
+    def rows(self) -> Rows:
+        """All rows of the index that the crops come from, int64: where a list fits in memory."""
+        opened = _opened(self)
+        return opened.subset.rows() if opened.held_out is None else opened.held_out
 
     @property
     def crop_bytes(self) -> int:
         """Bytes of one crop."""
-        return len(_opened(self)[2].channels) * self.crops.size_px**2
+        return len(_opened(self).index.channels) * self.crops.size_px**2
 
-    def cut(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """The crops of one worker in one step.
+    def cut(self, first: int, last: int, lanes: range | None = None) -> Batch:
+        """The crops of steps `first` to `last` - 1 in some lanes, by default in all.
+
+        Every site is read once for all its crops among them, so whole chapters are cheapest.
 
         Returns:
-            crops uint8 (B, C, s, s); labels int64 (B,), number of the perturbation in
-            `ScreenIndex.labels`; rows int64 (B,), rows of the index; bad int64 (B,), the row that
-            was planned where it could not be read and the next one of the subset stands in for it,
-            else -1; read_cpu_s float64 (B,), CPU seconds of this call shared among its crops.
+            crops uint8 (T, L, C, s, s), not yet turned; and, all (T, L): turns int64 in [0, 8), the
+            symmetry of the square that each is due on the device (`turns.py`); labels int64, number
+            of the perturbation in `ScreenIndex.labels`; rows int64, rows of the index; bad int64,
+            the row that was planned where it could not be read and the next one of the subset
+            stands in for it, else -1; read_cpu_s float64, CPU seconds of this call shared among its
+            crops.
 
         Raises:
-            BadSiteError: if more images are unreadable than `crops.tolerated_bad_sites` allows.
+            BadSiteError: if more sites one after another are unreadable than
+                `crops.tolerated_bad_sites` allows in all, or a site is smaller than a crop.
         """
         began = time.thread_time()
-        plan, rows, screen = _opened(self)
-        at = plan.batch(step, rank, world)
-        size = self.crops.size_px
-        count = len(at.site)
-        pixels = np.empty((count, len(screen.channels), size, size), dtype=np.uint8)
-        used, bad = np.empty(count, np.int64), np.full(count, -1, np.int64)
-        for i in range(count):
-            used[i], bad[i] = self._cut_one(pixels[i], at, i, rows, screen)
+        opened = _opened(self)
+        at = opened.plan.crops(
+            first, last, range(opened.plan.global_batch_size) if lanes is None else lanes
+        )
+        shape, size = at.site.shape, self.crops.size_px
+        pixels = np.empty((at.site.size, len(opened.index.channels), size, size), dtype=np.uint8)
+        labels, used = np.empty(at.site.size, np.int64), np.empty(at.site.size, np.int64)
+        bad = np.full(at.site.size, -1, np.int64)
+        sites = at.site.ravel()
+        order = np.argsort(sites, kind="stable")
+        for same in np.split(order, np.flatnonzero(np.diff(sites[order])) + 1):
+            row, planned = opened.read(int(sites[same[0]]), _part(at, same), pixels, same)
+            used[same], labels[same] = row.number, row.label
+            bad[same] = -1 if planned == row.number else planned
+        spent = (time.thread_time() - began) / at.site.size
         return {
-            "crops": pixels,
-            "labels": screen.labels[used],
-            "rows": used,
-            "bad": bad,
-            "read_cpu_s": np.full(count, (time.thread_time() - began) / count),
+            "crops": pixels.reshape(*shape, *pixels.shape[1:]),
+            "turns": at.turn,
+            "labels": labels.reshape(shape),
+            "rows": used.reshape(shape),
+            "bad": bad.reshape(shape),
+            "read_cpu_s": np.full(shape, spent),
         }
 
-    def _cut_one(
-        self, out: np.ndarray, at: CropBatch, i: int, rows: np.ndarray, screen: _Screen
-    ) -> tuple[int, int]:
-        allowed = int(self.crops.tolerated_bad_sites * len(rows))
-        bad = -1
-        for beyond in range(allowed + 1):
-            row = int(rows[(at.site[i] + beyond) % len(rows)])
-            try:
-                out[:] = _turned(
-                    screen.window(row, at.top[i], at.left[i], self.crops.size_px), at.turn[i]
-                )
-            except ImageError as error:
-                if beyond == allowed:
-                    raise BadSiteError(screen.complaint(row, error, self.crops)) from error
-                bad = int(rows[at.site[i]])
-            else:
-                return row, bad
-        raise AssertionError("unreachable: the last try returns or raises")
-
     def stream(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of steps `first` to `last` - 1, cut in this thread: training without Ray."""
-        for step in range(first, last):
-            yield self.cut(step, rank, world)
+        """One worker's batches of steps `first` to `last` - 1, cut in this thread without Ray.
+
+        Yields:
+            As `cut`, arrays (L, ...).
+        """
+        lanes = self.plan.lanes(rank, world)
+        for begin, end in chapters(self.plan, first, last):
+            block = self.cut(begin, end, lanes)
+            for step in range(end - begin):
+                yield {name: x[step] for name, x in block.items()}
+
+
+def within_tolerance(cutter: CropCutter, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, until more sites turned out unreadable than the trial tolerates.
+
+    Raises:
+        BadSiteError: then; it names the first of them.
+    """
+    allowed = int(cutter.crops.tolerated_bad_sites * cutter.num_sites)
+    bad: set[int] = set()
+    for batch in batches:
+        bad.update(int(row) for row in batch["bad"] if row >= 0)
+        if len(bad) > allowed:
+            raise BadSiteError(
+                f"{len(bad)} of {cutter.num_sites} sites cannot be read, more than the tolerated "
+                f"share of {cutter.crops.tolerated_bad_sites:g}: rows {sorted(bad)[:10]} of the "
+                "index, and maybe more. Run `phenoscale index check`, mend the files, or give a "
+                "larger tolerated_bad_sites."
+            )
+        yield batch
+
+
+def chapters(plan: Plan, first: int, last: int, at_least: int = 1) -> Iterator[tuple[int, int]]:
+    """Cuts steps `first` to `last` - 1 where chapters end, into pieces of some steps at least."""
+    length = -(-at_least // plan.chapter_steps) * plan.chapter_steps
+    while first < last:
+        end = min((first // length + 1) * length, last)
+        yield first, end
+        first = end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +154,7 @@ class SiteReader:
     """Reads whole sites, for embedding."""
 
     index_path: str
-    """Parquet index of the screen."""
+    """Parquet index of the screen, a path or a URL."""
     crops: Crops
     """Its tolerance applies; every site of the index is read, whatever the fraction."""
 
@@ -128,7 +167,7 @@ class SiteReader:
         """Sites of the rows `first` to `last` - 1.
 
         Returns:
-            images uint8 (B, C, H, W); rows int64 (B,); bad int64 (B,): the row where a site could
+            images uint8 (S, C, H, W); rows int64 (S,); bad int64 (S,): the row where a site could
             not be read and the tolerance allows one (its image is blank and must not be used), else
             -1.
 
@@ -138,14 +177,20 @@ class SiteReader:
         began = time.thread_time()
         screen = _screen(self.index_path)
         images, bad = [], np.full(last - first, -1, np.int64)
-        for row in range(first, last):
+        for number in range(first, last):
+            row = screen.row(number)
             try:
-                images.append(screen.site(row))
+                images.append(
+                    read_site(
+                        screen.index.root, row.paths, row.channels, screen.index.channels, row.scale
+                    )
+                )
             except ImageError as error:
                 if int(self.crops.tolerated_bad_sites * screen.index.num_sites) == 0:
-                    raise BadSiteError(screen.complaint(row, error, self.crops)) from error
-                images.append(np.zeros_like(screen.blank))
-                bad[row - first] = row
+                    raise BadSiteError(_complaint(number, error, self.crops)) from error
+                shape = (len(screen.index.channels), row.height_px, row.width_px)
+                images.append(np.zeros(shape, np.uint8))
+                bad[number - first] = number
         if len({image.shape for image in images}) > 1:
             raise BadSiteError(
                 f"The sites of rows {first} to {last - 1} have the sizes "
@@ -164,47 +209,155 @@ class SiteReader:
             yield self.read(first, min(first + sites_per_batch, self.num_sites))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Row:
+    """One site, as the readers want it."""
+
+    number: int
+    label: int
+    paths: list[str]
+    channels: tuple[str, ...]
+    height_px: int
+    width_px: int
+    scale: tuple[tuple[float, float], ...] | None
+
+
 class _Screen:
-    """An opened index with the columns that cutting needs as plain lists: the hot path."""
+    """An opened index and the groups of rows that were read last."""
 
     def __init__(self, index_path: str) -> None:
-        self.index = ScreenIndex.open(Path(index_path))
-        self.channels = self.index.channels
-        self.labels = self.index.labels()[0]
-        table = self.index.table
-        self.paths = table["paths"].to_pylist()
-        self.site_channels = table["channels"].to_pylist()
-        self.height = table["height_px"].to_numpy()
-        self.width = table["width_px"].to_numpy()
-        self.site_ids = table["site_id"].to_pylist()
-        self.blank = np.zeros((len(self.channels), self.height[0], self.width[0]), np.uint8)
+        self.index = ScreenIndex.open(index_path)
+        self.sites = functools.lru_cache(maxsize=_CACHED_GROUPS)(self.index.sites)
+        self._group_rows = len(self.index.group_rows(0))
 
-    def window(self, row: int, top: float, left: float, size_px: int) -> np.ndarray:
-        room_y, room_x = int(self.height[row]) - size_px, int(self.width[row]) - size_px
-        if room_y < 0 or room_x < 0:
+    def row(self, number: int) -> _Row:
+        group, i = divmod(number, self._group_rows)
+        sites: Sites = self.sites(group)
+        channel_set = int(sites.channel_set[i])
+        return _Row(
+            number=number,
+            label=int(sites.label[i]),
+            paths=sites.paths[i].as_py(),
+            channels=self.index.channel_sets[channel_set],
+            height_px=int(sites.height_px[i]),
+            width_px=int(sites.width_px[i]),
+            scale=self.index.scale(number, channel_set),
+        )
+
+
+class _Opened:
+    """A cutter's plan, and the way from a position in its subset to a row of the index."""
+
+    def __init__(self, cutter: CropCutter) -> None:
+        self.screen = _screen(cutter.index_path)
+        self.index = self.screen.index
+        crops, seed = cutter.crops, cutter.seed
+        if cutter.held_out:
+            self.held_out: Rows | None = self.index.held_out_rows(crops.held_out)
+            counts = np.array([len(self.held_out)])
+            crops, seed = _held_out_crops(crops, len(self.held_out)), 0
+        else:
+            self.held_out = None
+            self.subset = Subset.of(self.index, crops.data_fraction, crops.held_out)
+            counts = self.subset.counts
+        self.starts = np.append(0, np.cumsum(counts))
+        self.crops = crops
+        sizes = self.subset.plate_counts() if crops.sampling == "plate_wise" else counts
+        self.plan = Plan.of(
+            crops,
+            fingerprint=self.index.fingerprint,
+            seed=seed,
+            group_sizes=sizes,
+            labels=self._labels if crops.sampling == "class_balanced" else None,
+        )
+        self._rows_of = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._rows_of_group)
+        self._complete = not cutter.held_out and len(self.subset) == self.index.num_sites
+
+    def row(self, site: int) -> _Row:
+        """The row at a position of the subset."""
+        if self._complete:
+            return self.screen.row(site)
+        if self.held_out is not None:
+            return self.screen.row(int(self.held_out[site]))
+        group = int(np.searchsorted(self.starts, site, side="right")) - 1
+        return self.screen.row(int(self._rows_of(group)[site - self.starts[group]]))
+
+    def read(self, site: int, at: CropBatch, out: np.ndarray, places: Rows) -> tuple[_Row, int]:
+        """Cuts all crops of one site into `out[places]`, or those of the next readable one.
+
+        Returns:
+            The row that was read, and the number of the row that was planned.
+        """
+        count = int(self.starts[-1])
+        allowed = int(self.crops.tolerated_bad_sites * count)
+        planned = self.row(site)
+        row = planned
+        for beyond in range(allowed + 1):
+            try:
+                windows = self._windows(row, at)
+            except ImageError as error:
+                if beyond == allowed:
+                    raise BadSiteError(_complaint(row.number, error, self.crops)) from error
+                row = self.row((site + beyond + 1) % count)
+            else:
+                out[places] = windows
+                return row, planned.number
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _windows(self, row: _Row, at: CropBatch) -> np.ndarray:
+        size_px = self.crops.size_px
+        room = row.height_px - size_px, row.width_px - size_px
+        if min(room) < 0:
             raise BadSiteError(
-                f"Site {self.site_ids[row]} is {self.height[row]} x {self.width[row]} px, smaller "
-                f"than a crop of {size_px} px. Give size_px of at most that."
+                f"Row {row.number} of the index, {row.paths[0]}, is {row.height_px} x "
+                f"{row.width_px} px, smaller than a crop of {size_px} px. Give size_px of at most "
+                "that."
             )
-        return read_window(
+        corners = np.stack([at.top * (room[0] + 1), at.left * (room[1] + 1)], axis=1)
+        return read_windows(
             self.index.root,
-            self.paths[row],
-            self.site_channels[row],
-            self.channels,
-            int(top * (room_y + 1)),
-            int(left * (room_x + 1)),
+            row.paths,
+            row.channels,
+            self.index.channels,
+            corners.astype(np.int64),
             size_px,
+            row.scale,
         )
 
-    def site(self, row: int) -> np.ndarray:
-        return read_site(self.index.root, self.paths[row], self.site_channels[row], self.channels)
+    def _rows_of_group(self, group: int) -> Rows:
+        return self.subset.rows_of(group, self.screen.sites(group).well_hash)
 
-    def complaint(self, row: int, error: ImageError, crops: Crops) -> str:
-        return (
-            f"Row {row} of the index, site {self.site_ids[row]}: {error} The share of bad sites "
-            f"tolerated is {crops.tolerated_bad_sites:g}. Mend the file, or give a larger "
-            "tolerated_bad_sites."
+    def _labels(self, groups: np.ndarray) -> np.ndarray:
+        """Classes of the subset's sites in some groups, for a plan that balances them."""
+        found = []
+        for group in groups.tolist():
+            rows = self._rows_of(group) - self.index.group_rows(group).start
+            found.append(self.screen.sites(group).label[rows])
+        return np.concatenate(found)
+
+
+def _held_out_crops(crops: Crops, count: int) -> Crops:
+    if not count:
+        raise ValueError(
+            "The trial holds out no site, and its held-out loss needs some. Name plates or "
+            "experimental batches in crops.held_out."
         )
+    # The largest batch that divides them, so that no site is left over.
+    size = max(n for n in range(1, crops.global_batch_size + 1) if count % n == 0)
+    return dataclasses.replace(
+        crops, passes=1, crops_per_read=1, sampling="shuffled", global_batch_size=size
+    )
+
+
+def _part(at: CropBatch, places: np.ndarray) -> CropBatch:
+    return CropBatch(*(getattr(at, f.name).ravel()[places] for f in dataclasses.fields(at)))
+
+
+def _complaint(row: int, error: ImageError, crops: Crops) -> str:
+    return (
+        f"Row {row} of the index: {error} The share of bad sites tolerated is "
+        f"{crops.tolerated_bad_sites:g}. Mend the file, or give a larger tolerated_bad_sites."
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -213,25 +366,5 @@ def _screen(index_path: str) -> _Screen:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(cutter: CropCutter) -> tuple[Plan, np.ndarray, _Screen]:
-    screen, crops, seed = _screen(cutter.index_path), cutter.crops, cutter.seed
-    if cutter.held_out:
-        rows = screen.index.held_out_rows(crops.held_out)
-        if not len(rows):
-            raise ValueError(
-                "The trial holds out no site, and its held-out loss needs some. Name plates or "
-                "experimental batches in crops.held_out."
-            )
-        # The largest batch that divides them, so that no site is left over.
-        size = max(n for n in range(1, crops.global_batch_size + 1) if len(rows) % n == 0)
-        crops, seed = dataclasses.replace(crops, passes=1, global_batch_size=size), 0
-    else:
-        rows = screen.index.rows(crops.data_fraction, crops.held_out)
-    plan = Plan.of(crops, fingerprint=screen.index.fingerprint, seed=seed, num_sites=len(rows))
-    return plan, rows, screen
-
-
-def _turned(crop: np.ndarray, turn: int) -> np.ndarray:
-    """One of the eight symmetries of the square: `turn` % 4 quarter turns, mirrored from 4 on."""
-    crop = np.rot90(crop, turn % 4, axes=(1, 2))
-    return crop[:, :, ::-1] if turn >= 4 else crop
+def _opened(cutter: CropCutter) -> _Opened:
+    return _Opened(cutter)

@@ -1,7 +1,8 @@
 """The manifest: what a screen's owner writes down, one row per site, as CSV or Parquet.
 
 Every cell is checked here, so that what follows (index, crops, maps) may trust the table. Rows are
-numbered in errors as a spreadsheet shows them: the header is row 1, the first site row 2.
+numbered in errors as a spreadsheet shows them: the header is row 1, the first site row 2. Columns
+beyond those of `MANIFEST_SCHEMA` pass through to the index.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
+
+from phenoscale.screens.tables import read_table
 
 NEGATIVE_CONTROL = "negative_control"
 """Class label of every negative control."""
-PERTURBATION_TYPES = ("crispr", "orf", "compound", "none")
+PERTURBATION_TYPES = ("crispr", "orf", "compound", "none", "sirna")
 SEPARATOR = "|"
 """Joins paths, and channels, within one CSV cell."""
 
@@ -44,6 +46,9 @@ MANIFEST_SCHEMA = pa.schema(
 )
 """Columns of a checked manifest; nullable cells may be empty, pixel_size_um may be absent."""
 
+RESERVED = ("height_px", "width_px", "dtype", "channel_set", "well_hash", "label")
+"""Columns that the index adds, whose names further columns must not take."""
+
 _OPTIONAL = "pixel_size_um"
 _NAMES = ("experimental_batch", "plate", "well")
 _INTEGER = r"^-?[0-9]{1,9}$"
@@ -60,50 +65,34 @@ def read_manifest(path: Path) -> pa.Table:
             a Parquet file whose lists may be lists or joined text.
 
     Returns:
-        Table of `MANIFEST_SCHEMA`, rows in the order of the file.
+        Table as `check_manifest` gives it, rows in the order of the file. Further columns of a CSV
+        are text.
 
     Raises:
         ValueError: if the file is no such table or a cell is wrong; names column and row.
     """
     if not path.is_file():
         raise ValueError(f"The manifest {path} does not exist; give a CSV or Parquet file.")
-    try:
-        if path.suffix == ".parquet":
-            table = pq.ParquetFile(path).read()
-        else:
-            # All columns as text: a plate called 0123 must not become 123. One thread, for only
-            # then does pyarrow know the number of the row that it cannot split.
-            table = pacsv.read_csv(
-                path,
-                read_options=pacsv.ReadOptions(use_threads=False),
-                convert_options=pacsv.ConvertOptions(
-                    column_types={name: pa.string() for name in MANIFEST_SCHEMA.names},
-                    null_values=[""],
-                    strings_can_be_null=True,
-                ),
-            )
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a table ({error}). A CSV with a header and as many cells in "
-            "each row, or a Parquet file, is required."
-        ) from error
-    return check_manifest(table, source=str(path))
+    return check_manifest(read_table(path.read_bytes(), str(path)), source=str(path))
 
 
 def check_manifest(table: pa.Table, source: str = "The manifest") -> pa.Table:
     """Checks every cell of a manifest and gives it the exact types of `MANIFEST_SCHEMA`.
 
     Args:
-        table: columns as in `MANIFEST_SCHEMA`, in any order; typed, or text as in the CSV.
+        table: columns as in `MANIFEST_SCHEMA`, in any order; typed, or text as in the CSV. Further
+            columns hold text, whole numbers, floats or booleans.
         source: what errors call the table.
 
     Returns:
-        Table of `MANIFEST_SCHEMA`; empty text has become null.
+        Columns of `MANIFEST_SCHEMA`, then the further ones (string, int64, double or bool) in
+        alphabetical order; empty text has become null.
 
     Raises:
-        ValueError: for missing or extra columns, no rows, empty required cells, cells of another
-            type, duplicate site_ids, unknown perturbation types, controls under another label, "/"
-            in names of batches, plates or wells, or paths that do not go with the channels.
+        ValueError: for missing columns, further ones that the index cannot take, no rows, empty
+            required cells, cells of another type, duplicate site_ids, unknown perturbation types,
+            controls under another label, "/" in names of batches, plates or wells, or paths that do
+            not go with the channels.
     """
     _check_columns(table, source)
     if _OPTIONAL not in table.column_names:
@@ -120,11 +109,15 @@ def check_manifest(table: pa.Table, source: str = "The manifest") -> pa.Table:
     _check_site_ids(checked, source)
     _check_labels(checked, source)
     _check_files(checked, source)
+    for name in sorted(set(table.column_names) - set(MANIFEST_SCHEMA.names)):
+        checked = checked.append_column(name, _further(table[name], name, source))
     return checked
 
 
 def write_manifest(table: pa.Table, path: Path) -> Path:
     """Writes a manifest as CSV, whole or not at all, such that `read_manifest` gives it back.
+
+    Only further columns come back as text, whatever they were.
 
     Args:
         table: as `check_manifest` takes it.
@@ -166,13 +159,15 @@ def one_array(column: Any) -> pa.Array:
 def _check_columns(table: pa.Table, source: str) -> None:
     given, required = table.column_names, [n for n in MANIFEST_SCHEMA.names if n != _OPTIONAL]
     missing = [name for name in required if name not in given]
-    extra = [name for name in given if name not in MANIFEST_SCHEMA.names]
+    further = [name for name in given if name not in MANIFEST_SCHEMA.names]
+    taken = [name for name in further if not name or name in RESERVED]
     twice = sorted({name for name in given if given.count(name) > 1})
-    if missing or extra or twice:
+    if missing or taken or twice:
         raise ValueError(
-            f"{source} has the wrong columns: missing {missing}, extra {extra}, given twice "
-            f"{twice}. Required are {required}; {_OPTIONAL} may be added. Rename or remove "
-            "columns; those that do not apply stay as empty cells."
+            f"{source} has the wrong columns: missing {missing}, given twice {twice}, with names "
+            f"that the index needs or without a name {taken}, further {further}. Required are "
+            f"{required}; {_OPTIONAL} and others may be added. Rename or remove columns; those "
+            "that do not apply stay as empty cells."
         )
 
 
@@ -181,9 +176,8 @@ def _typed(column: pa.ChunkedArray, field: pa.Field, source: str) -> pa.Array:
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
     try:
-        if not textual:
+        if not _is_textual(kind):
             array = one_array(column.cast(field.type))
         else:
             text = one_array(column.cast(pa.string()))
@@ -198,6 +192,40 @@ def _typed(column: pa.ChunkedArray, field: pa.Field, source: str) -> pa.Array:
         bad = pc.invert(pc.is_finite(array))
         _refuse(bad, array, field.name, source, "a finite number is required")
     return array
+
+
+def _further(column: pa.ChunkedArray, name: str, source: str) -> pa.Array:
+    """A further column as string, int64, double or bool."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_integer(kind):
+        target = pa.int64()
+    elif pa.types.is_floating(kind):
+        target = pa.float64()
+    elif pa.types.is_boolean(kind):
+        target = pa.bool_()
+    elif _is_textual(kind):
+        target = pa.string()
+    else:
+        raise ValueError(
+            f"{source}, column {name}: {column.type} is given; text, whole numbers, floats or "
+            "booleans are required in a further column. Turn it into text, or remove it."
+        )
+    try:
+        array = one_array(column.cast(target))
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{source}, column {name}: {column.type} cannot become {target} ({error})."
+        ) from error
+    return pc.if_else(pc.equal(array, ""), None, array) if target == pa.string() else array
+
+
+def _is_textual(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
 
 
 def _parsed(text: pa.Array, field: pa.Field, source: str) -> pa.Array:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from phenoscale.screens.index import build_index
+from phenoscale.screens.build import build_index
 from phenoscale.screens.manifest import read_manifest
 from phenoscale.screens.planted import ScreenSpec
 from phenoscale.screens.synthetic import simulate_screen

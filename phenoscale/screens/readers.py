@@ -1,142 +1,263 @@
-"""Reads the images of one site: TIFF and PNG, uint8, channels selected by name.
+"""Reads the images of one site: whole, or k crops at once; channels selected by name.
 
-Legend: C channels, H and W pixels; an image is always (C, H, W).
+Legend: C channels, H and W pixels, k windows of s x s pixels; an image is always (C, H, W).
 
-A file is opened once, judged by its header alone (`headers.py`), and only then given memory. Raw
-TIFFs are read straight into the result; tifffile and Pillow decode the others.
+A file is opened once, judged by its header alone, and only then given memory. Where the format
+allows (raw TIFF, strips and tiles, Zarr chunks) only the parts that windows meet are read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
-import stat
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from phenoscale.screens.headers import (
-    DECODE_ERRORS,
-    PNG_MAGIC,
-    ImageError,
-    ImageHeader,
-    MissingImageError,
-    checked_header,
-    tiff_series,
-)
+from phenoscale.screens.entries import parse_entry
+from phenoscale.screens.errors import ImageError, MissingImageError, RootVanishedError
+from phenoscale.screens.headers import ImageHeader, check_same
+from phenoscale.screens.images import Image, open_image
+from phenoscale.screens.storage import Root
 
 __all__ = [
     "ImageError",
     "ImageHeader",
     "MissingImageError",
+    "Scale",
     "read_header",
+    "read_native",
     "read_site",
-    "read_window",
+    "read_windows",
 ]
 
 Pixels = npt.NDArray[np.uint8]
+Native = npt.NDArray[np.generic]
+Corners = Sequence[tuple[int, int]] | npt.NDArray[np.integer]
+Scale = Sequence[tuple[float, float]]
+T = TypeVar("T")
 
 
-def read_header(root: Path, paths: Sequence[str], channels: Sequence[str]) -> ImageHeader:
+def read_header(root: Root, paths: Sequence[str], channels: Sequence[str]) -> ImageHeader:
     """Reads and checks the headers of one site, without its pixels.
 
     Args:
-        root: folder that `paths` are relative to.
-        paths: one file with all channels, or one file per channel.
-        channels: names of the channels, in the order of the file or files.
+        root: what `paths` are relative to.
+        paths: one entry with all channels, or one per channel; see `entries.py`.
+        channels: names of the channels, in the order of the entry or entries.
 
     Raises:
         ImageError: as `read_site`; damage behind the header shows only when pixels are read.
+        RootVanishedError: as `read_site`.
     """
-    headers = []
-    for path, expected in _files(paths, channels):
-        with _opened(root, path) as (handle, name):
-            headers.append(checked_header(handle, name, expected))
-        _same_size(headers[0], headers[-1], name)
+    headers: list[ImageHeader] = []
+    for path, expected in _entries(paths, channels):
+        headers.append(_with_image(root, path, expected, lambda image: image.header))
+        check_same(headers[0], headers[-1], path)
     if len(headers) == 1:
         return headers[0]
     return dataclasses.replace(headers[0], num_channels=len(channels), offset=None)
 
 
+def read_native(
+    root: Root, paths: Sequence[str], channels: Sequence[str], wanted: Sequence[str]
+) -> Native:
+    """Reads the wanted channels of one site as they are stored.
+
+    Args:
+        root: what `paths` are relative to.
+        paths: one entry with all channels, or one per channel; see `entries.py`.
+        channels: names of the channels, in the order of the entry or entries.
+        wanted: names of the channels to return, in that order.
+
+    Returns:
+        uint8 or uint16 (len(wanted), H, W), contiguous and owned by the caller.
+
+    Raises:
+        ImageError, RootVanishedError, ValueError: as `read_site`.
+    """
+    return _read(root, paths, channels, _positions(channels, wanted), None, 0)[0]
+
+
 def read_site(
-    root: Path, paths: Sequence[str], channels: Sequence[str], wanted: Sequence[str]
+    root: Root,
+    paths: Sequence[str],
+    channels: Sequence[str],
+    wanted: Sequence[str],
+    scale: Scale | None = None,
 ) -> Pixels:
     """Reads the wanted channels of one site, in the wanted order.
 
     Args:
-        root: folder that `paths` are relative to.
-        paths: one file with all channels, or one file per channel.
-        channels: names of the channels, in the order of the file or files.
-        wanted: names of the channels to return.
+        root: what `paths` are relative to.
+        paths: one entry with all channels, or one per channel; see `entries.py`.
+        channels: names of the channels, in the order of the entry or entries.
+        wanted: names of the channels to return, in that order.
+        scale: for each of `channels` the grey values that become 0 and 255; needed for uint16,
+            ignored for uint8.
 
     Returns:
         uint8 (len(wanted), H, W), contiguous and owned by the caller.
 
     Raises:
-        ImageError: for a file that is missing, damaged, truncated or absurdly large, is not TIFF
-            or PNG, is not uint8, has another number of channels or another size than the site's
-            other files, or lies outside `root`.
+        ImageError: for an image that is missing, damaged, truncated or absurdly large, of another
+            format or type, with another number of channels or another size than its site's other
+            images, outside `root`, or of 16 bits without a scale.
+        RootVanishedError: if the root no longer answers.
         ValueError: if `wanted` names a channel that the site does not have.
     """
-    return _read(root, paths, channels, wanted, None)
+    positions = _positions(channels, wanted)
+    return _scaled(_read(root, paths, channels, positions, None, 0), positions, scale, paths)[0]
 
 
-def read_window(
-    root: Path,
+def read_windows(
+    root: Root,
     paths: Sequence[str],
     channels: Sequence[str],
     wanted: Sequence[str],
-    top: int,
-    left: int,
+    corners: Corners,
     size_px: int,
+    scale: Scale | None = None,
 ) -> Pixels:
-    """Reads one square crop; of raw TIFFs only the rows of the crop are read.
+    """Reads k square crops of one site; each part of a file that any of them meets is read once.
 
     Args:
-        root: folder that `paths` are relative to.
-        paths: one file with all channels, or one file per channel.
-        channels: names of the channels, in the order of the file or files.
-        wanted: names of the channels to return.
-        top: first row of the crop.
-        left: first column of the crop.
-        size_px: edge of the crop.
+        root: what `paths` are relative to.
+        paths: one entry with all channels, or one per channel; see `entries.py`.
+        channels: names of the channels, in the order of the entry or entries.
+        wanted: names of the channels to return, in that order.
+        corners: int (k, 2), top row and left column of each crop.
+        size_px: edge of a crop.
+        scale: as `read_site`.
 
     Returns:
-        uint8 (len(wanted), size_px, size_px), contiguous; equal to the same part of `read_site`.
+        uint8 (k, len(wanted), s, s), contiguous; equal to the same parts of `read_site`.
 
     Raises:
-        ImageError: as `read_site`.
-        ValueError: if the crop does not lie within the site, or a wanted channel does not exist.
+        ImageError, RootVanishedError: as `read_site`.
+        ValueError: if a crop does not lie within the site, or a wanted channel does not exist.
     """
-    return _read(root, paths, channels, wanted, (top, left, size_px))
+    positions = _positions(channels, wanted)
+    plain = corners.tolist() if isinstance(corners, np.ndarray) else list(corners)
+    return _scaled(_read(root, paths, channels, positions, plain, size_px), positions, scale, paths)
 
 
 def _read(
-    root: Path,
+    root: Root,
     paths: Sequence[str],
     channels: Sequence[str],
-    wanted: Sequence[str],
-    window: tuple[int, int, int] | None,
+    positions: list[int],
+    corners: list[tuple[int, int]] | None,
+    size_px: int,
+) -> Native:
+    """Windows (k, C, s, s) as stored; without corners the whole site as the only window."""
+    entries = _entries(paths, channels)
+    windows = _Windows(len(positions), corners, size_px)
+    if len(entries) == 1:
+        path, expected = entries[0]
+        _with_image(root, path, expected, functools.partial(windows.take, positions, 0))
+    else:
+        for column, position in enumerate(positions):
+            path, expected = entries[position]
+            _with_image(root, path, expected, functools.partial(windows.take, [0], column))
+    return windows.out
+
+
+class _Windows:
+    """The windows of a site, while one image after another fills its channels."""
+
+    out: Native
+    """(k, C, h, w), given memory once the first header has been checked."""
+
+    def __init__(
+        self, num_channels: int, corners: list[tuple[int, int]] | None, size_px: int
+    ) -> None:
+        self._num_channels = num_channels
+        self._corners = corners
+        self._size_px = size_px
+        self._first: ImageHeader | None = None
+
+    def take(self, positions: list[int], column: int, image: Image) -> None:
+        """Fills the channels from `column` on with those at `positions` of an image."""
+        header = image.header
+        if self._first is None:
+            self._first = header
+            self._allocate(header, image.name)
+        check_same(self._first, header, image.name)
+        corners = [(0, 0)] if self._corners is None else self._corners
+        image.read(positions, corners, self.out[:, column : column + len(positions)])
+
+    def _allocate(self, header: ImageHeader, name: str) -> None:
+        shape: tuple[int, ...] = (1, self._num_channels, header.height_px, header.width_px)
+        if self._corners is not None:
+            size = self._size_px
+            shape = (len(self._corners), self._num_channels, size, size)
+            for top, left in self._corners:
+                if (
+                    min(top, left) < 0
+                    or size < 1
+                    or top + size > header.height_px
+                    or left + size > header.width_px
+                ):
+                    raise ValueError(
+                        f"The crop of {size} pixels at row {top}, column {left} does not lie "
+                        f"within {name}, which has {header.height_px} x {header.width_px} pixels. "
+                        "Choose a smaller crop."
+                    )
+        self.out = np.empty(shape, dtype=header.dtype)
+
+
+def _with_image(root: Root, path: str, expected: int, use: Callable[[Image], T]) -> T:
+    """Opens an image and uses it, again and again while a disturbance may pass."""
+    entry = parse_entry(path)
+
+    def attempt() -> T:
+        with open_image(root, entry, expected) as image:
+            return use(image)
+
+    try:
+        return attempt()
+    except RootVanishedError:
+        raise
+    except OSError:
+        return root.patiently(path, attempt)
+
+
+def _scaled(
+    native: Native, positions: list[int], scale: Scale | None, paths: Sequence[str]
 ) -> Pixels:
-    positions = _positions(channels, wanted)
-    files = _files(paths, channels)
-    if len(files) == 1:
-        with _opened(root, paths[0]) as (handle, name):
-            header = checked_header(handle, name, len(channels))
-            return _pixels(handle, name, header, positions, window)
-    headers: list[ImageHeader] = []
-    planes: list[Pixels] = []
-    for position in positions:
-        with _opened(root, paths[position]) as (handle, name):
-            headers.append(checked_header(handle, name, 1))
-            _same_size(headers[0], headers[-1], name)
-            planes.append(_pixels(handle, name, headers[-1], [0], window))
-    return np.concatenate(planes)
+    """Maps the grey values of each channel of (k, C, h, w) to 8 bits."""
+    if native.dtype == np.uint8:
+        return native  # type: ignore[return-value]
+    if scale is None:
+        raise ImageError(
+            f"{paths[0]} has uint16 pixels, and no scale to 8 bits is given. Index the screen "
+            "again: an index holds the scale of every plate and channel."
+        )
+    out = np.empty(native.shape, dtype=np.uint8)
+    for channel, position in enumerate(positions):
+        low, high = scale[position]
+        table = _table(float(low), float(high))
+        for window, target in zip(native[:, channel], out[:, channel], strict=True):
+            np.take(table, window, out=target, mode="clip")
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(low: float, high: float) -> Pixels:
+    """The 8-bit value of every 16-bit grey value."""
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(
+            f"The scale from {low} to {high} is refused: two finite grey values are required, the "
+            "lower first. Index the screen again."
+        )
+    if low == high:
+        return np.zeros(1 << 16, dtype=np.uint8)
+    grey = (np.arange(1 << 16) - low) / (high - low) * 255
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
 
 def _positions(channels: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -153,8 +274,8 @@ def _positions(channels: Sequence[str], wanted: Sequence[str]) -> list[int]:
     return positions
 
 
-def _files(paths: Sequence[str], channels: Sequence[str]) -> list[tuple[str, int]]:
-    """Pairs every path with the number of channels that its file must have."""
+def _entries(paths: Sequence[str], channels: Sequence[str]) -> list[tuple[str, int]]:
+    """Pairs every path with the number of channels that its image must have."""
     if len(paths) == 1:
         return [(paths[0], len(channels))]
     if not paths or len(paths) != len(channels):
@@ -164,111 +285,3 @@ def _files(paths: Sequence[str], channels: Sequence[str]) -> list[tuple[str, int
             f"Paths: {list(paths)}; channels: {list(channels)}."
         )
     return [(path, 1) for path in paths]
-
-
-@contextlib.contextmanager
-def _opened(root: Path, path: str) -> Iterator[tuple[io.FileIO, str]]:
-    """Opens a regular file below `root`; every failure is an `ImageError` with its name."""
-    parts = path.split("/")
-    if not path or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ImageError(
-            f"{path!r} is refused: a path must be relative to the root {root} and stay within it, "
-            "without '..'. Move the file below the root, or index with another root."
-        )
-    name = os.fspath(root)
-    try:
-        linked = False
-        mode = 0
-        for part in parts:
-            name = f"{name}/{part}"
-            mode = os.lstat(name).st_mode
-            linked = linked or stat.S_ISLNK(mode)
-        # Only a link below the root can lead out of it, so the slow resolution is kept for links.
-        if linked:
-            mode = os.stat(name).st_mode
-            home = os.path.realpath(root)
-            if os.path.commonpath([home, os.path.realpath(name)]) != home:
-                raise ImageError(
-                    f"{name} is refused: a link leads out of the root {root}. Copy the file below "
-                    "the root, or index with a root that holds both."
-                )
-        if not stat.S_ISREG(mode):
-            raise ImageError(f"{name} is not a regular file; give the path of a TIFF or PNG file.")
-        handle = open(name, "rb", buffering=0)
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingImageError(
-            f"{os.path.join(root, path)} does not exist; check the path and the root {root}."
-        ) from None
-    except OSError as error:
-        raise ImageError(f"{name} cannot be opened: {error.strerror or error}.") from error
-    with handle:
-        yield handle, name
-
-
-def _pixels(
-    handle: io.FileIO,
-    name: str,
-    header: ImageHeader,
-    positions: list[int],
-    window: tuple[int, int, int] | None,
-) -> Pixels:
-    """Reads channels, by position, of one file whose header has been checked."""
-    top, left, rows, columns = 0, 0, header.height_px, header.width_px
-    if window is not None:
-        top, left, rows = window
-        columns = rows
-        if (
-            min(top, left) < 0
-            or rows < 1
-            or top + rows > header.height_px
-            or left + rows > header.width_px
-        ):
-            raise ValueError(
-                f"The crop of {rows} pixels at row {top}, column {left} does not lie within "
-                f"{name}, which has {header.height_px} x {header.width_px} pixels. Choose a "
-                "smaller crop."
-            )
-    if header.offset is None:
-        image = _decoded(handle, name, header)
-        return np.ascontiguousarray(image[positions, top : top + rows, left : left + columns])
-    out = np.empty((len(positions), rows, columns), dtype=np.uint8)
-    strip = (
-        None if columns == header.width_px else np.empty((rows, header.width_px), dtype=np.uint8)
-    )
-    for plane, position in zip(out, positions, strict=True):
-        target = plane if strip is None else strip
-        handle.seek(header.offset + (position * header.height_px + top) * header.width_px)
-        if handle.readinto(target.data) != target.nbytes:
-            raise ImageError(f"{name} became shorter while it was read. Write it again.")
-        if strip is not None:
-            plane[...] = strip[:, left : left + columns]
-    return out
-
-
-def _decoded(handle: io.FileIO, name: str, header: ImageHeader) -> Pixels:
-    """Decodes a whole file with tifffile or Pillow to uint8 (C, H, W)."""
-    shape = (header.num_channels, header.height_px, header.width_px)
-    try:
-        if os.pread(handle.fileno(), 8, 0) == PNG_MAGIC:
-            handle.seek(0)
-            with Image.open(io.BytesIO(handle.read()), formats=("PNG",)) as png:
-                image = np.asarray(png)
-            channels_last = image.ndim == 3
-        else:
-            with tiff_series(handle, name) as series:
-                image = np.asarray(series.asarray())
-                channels_last = series.axes.endswith("S")
-        image = np.moveaxis(image, -1, 0) if channels_last else image
-        return image.reshape(shape)
-    except ImageError:
-        raise
-    except DECODE_ERRORS as error:
-        raise ImageError(f"{name} cannot be decoded ({error}). Write the file again.") from error
-
-
-def _same_size(first: ImageHeader, other: ImageHeader, name: str) -> None:
-    if (first.height_px, first.width_px) != (other.height_px, other.width_px):
-        raise ImageError(
-            f"{name} has {other.height_px} x {other.width_px} pixels, the first file of its site "
-            f"{first.height_px} x {first.width_px}; all channels of a site must have one size."
-        )

@@ -1,0 +1,86 @@
+"""The ways through Ray Data: ours, and the plain pipeline of one step to a block, rebatched.
+
+The plain one cuts the same packed crops with our own reader, as many to a read, so what it costs
+beyond our path is the pipeline alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import ray.data
+
+from benchmarks.data_ours import cutter, packed_index, raw_index
+from benchmarks.data_peers import Job, Run
+from phenoscale.on_ray.data import crop_stream
+from phenoscale.on_ray.start import start_ray
+from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.readers import read_windows
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def files_on_ray(job: Job) -> Run:
+    """Our path over the files."""
+    return _ours(cutter(job.case, raw_index(job.folder), packed=False))
+
+
+def packed_on_ray(job: Job) -> Run:
+    """Our path over the packed store."""
+    return _ours(cutter(job.case, packed_index(job.folder), packed=True))
+
+
+def _ours(crops: CropCutter) -> Run:
+    _start()
+    return lambda: (batch["crops"] for batch in crop_stream(crops, 0, crops.plan.steps))
+
+
+def _start() -> None:
+    if not ray.is_initialized():
+        start_ray()
+
+
+def plain_ray(job: Job) -> Run:
+    """Steps are rows; a task cuts one; the consumer asks for batches of 64 crops."""
+    _start()
+    location, size = str(packed_index(job.folder)), job.case.crop_px
+    batches = job.reads.batches(job.case.global_batch)
+
+    def cut(steps: dict[str, Pixels]) -> dict[str, Pixels]:
+        return {"crops": _cut(location, job, batches[int(steps["id"][0])])}
+
+    def run() -> Iterator[Pixels]:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        steps = ray.data.range(len(batches), override_num_blocks=len(batches))
+        crops = steps.map_batches(cut, batch_size=1)
+        for batch in crops.iter_batches(batch_size=job.case.global_batch, prefetch_batches=2):
+            yield batch["crops"].reshape(-1, job.case.channels, size, size)
+
+    return run
+
+
+def _cut(location: str, job: Job, numbers: npt.NDArray[np.int64]) -> Pixels:
+    """Crops (B, C, s, s) of some reads, from the packed store."""
+    index, paths = _opened(location)
+    case, reads, k = job.case, job.reads, job.reads.top.shape[1]
+    out = np.empty(job.empty(len(numbers)), np.uint8)
+    for i, number in enumerate(numbers):
+        corners = np.stack([reads.top[number], reads.left[number]], axis=1)
+        out[i * k : (i + 1) * k] = read_windows(
+            index.root, paths[reads.site[number]], case.names, case.names, corners, case.crop_px
+        )
+    return out
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(location: str) -> tuple[ScreenIndex, list[list[str]]]:
+    index = ScreenIndex.open(location)
+    return index, index.take(range(index.num_sites))["paths"].to_pylist()

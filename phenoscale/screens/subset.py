@@ -1,0 +1,133 @@
+"""Which rows a trial trains on: known by numbers per group of rows, never listed as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from phenoscale.screens.index import Rows, ScreenIndex
+from phenoscale.screens.index_format import GROUP_ROWS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subset:
+    """Training rows of an index: what is held out leaves first, then a share of the wells is taken.
+
+    Wells are ordered by a hash of `experimental_batch/plate/well` (blake2b, 8 bytes) and the first
+    round(data_fraction x wells) are kept. So all sites of a well stay together, the share is exact
+    on small screens too, and a smaller fraction lies inside every larger one of the same
+    `held_out`. The choice depends on the wells' names alone, not on seed, machine or row order.
+    """
+
+    index: ScreenIndex
+    """The screen."""
+    held_out: tuple[range, ...]
+    """Rows that are not trained on."""
+    highest: int
+    """Wells with a hash above it are left out."""
+    counts: np.ndarray
+    """int64 (groups,): rows of the subset in each group."""
+
+    @classmethod
+    def of(
+        cls, index: ScreenIndex, data_fraction: float = 1.0, held_out: tuple[str, ...] = ()
+    ) -> Subset:
+        """The rows of a fraction without what is held out.
+
+        A fraction below 1 passes through one column of the index, twice; all rows need no pass.
+
+        Args:
+            index: the screen.
+            data_fraction: share of the remaining wells, in (0, 1].
+            held_out: names of experimental batches, or of plates as `experimental_batch/plate`.
+
+        Raises:
+            ValueError: for a fraction outside (0, 1], an unknown name, or if no well remains.
+        """
+        if not 0.0 < data_fraction <= 1.0:
+            raise ValueError(f"data_fraction is {data_fraction}; a share in (0, 1] is required.")
+        ranges = tuple(index.held_out_ranges(held_out))
+        remaining = index.num_sites - sum(len(r) for r in ranges)
+        highest, wells = 2**64 - 1, 0
+        if remaining and data_fraction < 1:
+            hashes = np.concatenate([_distinct(h) for _, h in _hashes(index, ranges)])
+            hashes = np.unique(hashes)
+            wells = len(hashes)
+            kept = int(data_fraction * wells + 0.5)
+            highest = int(hashes[kept - 1]) if kept else -1
+        if not remaining or highest < 0:
+            raise ValueError(
+                f"data_fraction={data_fraction} of the {wells} wells that held_out={held_out} "
+                "leaves is no well. Hold out less, or take a larger fraction."
+            )
+        if data_fraction < 1:
+            counts = np.zeros(index.num_groups, np.int64)
+            for first, hashes in _hashes(index, ranges, whole=True):
+                begins = np.arange(0, len(hashes), GROUP_ROWS)
+                kept_rows = (hashes <= np.uint64(highest)) & _inside(first, len(hashes), ranges)
+                counts[first // GROUP_ROWS :][: len(begins)] = np.add.reduceat(
+                    kept_rows.astype(np.int64), begins
+                )
+        else:
+            groups = [index.group_rows(g) for g in range(index.num_groups)]
+            counts = np.array([len(g) for g in groups], np.int64) - _overlaps(groups, ranges)
+        return cls(index=index, held_out=ranges, highest=highest, counts=counts)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def rows_of(self, group: int, well_hash: np.ndarray) -> Rows:
+        """Rows of the subset in a group, int64 and ascending, given the group's well hashes."""
+        rows = self.index.group_rows(group)
+        kept = (well_hash <= np.uint64(self.highest)) & _inside(
+            rows.start, len(rows), self.held_out
+        )
+        return rows.start + np.flatnonzero(kept)
+
+    def rows(self) -> Rows:
+        """All rows of the subset, int64 and ascending: for screens whose list fits in memory."""
+        groups = range(self.index.num_groups)
+        found = [self.rows_of(g, self.index.column("well_hash", [g])) for g in groups]
+        return np.concatenate(found)
+
+    def plate_counts(self) -> np.ndarray:
+        """int64 (plates,): rows of the subset in each plate."""
+        counts = np.zeros(len(self.index.plates), np.int64)
+        first_rows = self.index.plates["first_row"].to_numpy()
+        for first, hashes in _hashes(self.index, self.held_out, whole=True):
+            kept = (hashes <= np.uint64(self.highest)) & _inside(first, len(hashes), self.held_out)
+            plates = np.searchsorted(first_rows, first + np.flatnonzero(kept), side="right") - 1
+            counts += np.bincount(plates, minlength=len(counts))
+        return counts
+
+
+def _hashes(
+    index: ScreenIndex, held_out: tuple[range, ...], whole: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, well hashes) piece by piece; of the rows not held out, or of all of them."""
+    for first, table in index.scan(["well_hash"]):
+        hashes = np.asarray(table["well_hash"])
+        yield first, hashes if whole else hashes[_inside(first, len(hashes), held_out)]
+
+
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    """Rows of a well stand together, so neighbours are compared: a fraction of what is sorted."""
+    return hashes[np.append(True, hashes[1:] != hashes[:-1])] if len(hashes) else hashes
+
+
+def _inside(first: int, count: int, held_out: tuple[range, ...]) -> np.ndarray:
+    """Bool (count,): which of the rows from `first` on are not held out."""
+    inside = np.ones(count, bool)
+    for out in held_out:
+        inside[max(0, out.start - first) : max(0, out.stop - first)] = False
+    return inside
+
+
+def _overlaps(groups: list[range], ranges: tuple[range, ...]) -> np.ndarray:
+    out = np.zeros(len(groups), np.int64)
+    for r in ranges:
+        for g in range(r.start // GROUP_ROWS, (r.stop - 1) // GROUP_ROWS + 1):
+            out[g] += min(r.stop, groups[g].stop) - max(r.start, groups[g].start)
+    return out
