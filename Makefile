@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit bench ui clean
+.PHONY: install demo test lint unit bench bench-data ui clean
 
 install: $(STAMP)
 
@@ -32,6 +32,11 @@ unit: install
 bench: install
 	$(BIN)/python -m benchmarks.synth
 	$(BIN)/python -m benchmarks.overhead
+
+# Beside our ways those of our peers, which are installed for it.
+bench-data: install
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[all,dev,bench]"
+	$(BIN)/python -m benchmarks.data
 
 ui: install
 	$(BIN)/phenoscale ui runs/quickstart-seed$(SEED)

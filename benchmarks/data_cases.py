@@ -135,10 +135,17 @@ def grouped(
         left: (N,) first column.
         per_read: crops of one read.
         seed: of the shuffle.
+
+    Raises:
+        ValueError: if a site's crops do not divide so.
     """
-    by_site = np.argsort(site, kind="stable").reshape(-1, per_read)
-    if (site[by_site] != site[by_site[:, :1]]).any():
-        raise ValueError(f"The crops of a site do not divide into reads of {per_read} crops each.")
+    order = np.argsort(site, kind="stable")
+    if len(site) % per_read or (np.bincount(site) % per_read).any():
+        raise ValueError(
+            f"The crops of a site do not divide into reads of {per_read}; give each site a "
+            f"multiple of {per_read} crops."
+        )
+    by_site = order.reshape(-1, per_read)
     # Visits in turn, as epochs do: each visit of the screen in an order of its own.
     rng = np.random.default_rng(seed)
     visit = np.zeros(len(by_site), np.int64)
@@ -155,9 +162,14 @@ def _turned(image: npt.NDArray[np.generic], turn: int) -> npt.NDArray[np.generic
     return image[:, :, ::-1] if turn >= 4 else image
 
 
-def scaled(image: npt.NDArray[np.uint16], scale: Scale) -> Pixels:
+def scaled(image: npt.NDArray[np.generic], scale: Scale) -> Pixels:
     """uint16 (C, ...) to uint8 by each channel's (low, high) grey value, (C, 2)."""
-    return np.stack([table[plane] for table, plane in zip(tables(scale), image, strict=True)])
+    return looked_up(tables(scale), image)
+
+
+def looked_up(table: Pixels, image: npt.NDArray[np.generic]) -> Pixels:
+    """Each channel of a uint16 image (C, ...) through its row of `tables`."""
+    return np.stack([row[plane] for row, plane in zip(table, image, strict=True)])
 
 
 def tables(scale: Scale) -> Pixels:
@@ -169,7 +181,7 @@ def tables(scale: Scale) -> Pixels:
 
 def checksums(crops: Pixels) -> list[int]:
     """CRC-32 of each crop of a batch (B, C, s, s)."""
-    return [zlib.crc32(np.ascontiguousarray(crop)) for crop in crops]
+    return [zlib.crc32(np.ascontiguousarray(crop).data) for crop in crops]
 
 
 def expected(truth: Pixels, reads: Reads, crop_px: int) -> Counter[int]:
@@ -178,7 +190,7 @@ def expected(truth: Pixels, reads: Reads, crop_px: int) -> Counter[int]:
     for r, site in enumerate(reads.site):
         for top, left in zip(reads.top[r], reads.left[r], strict=True):
             window = truth[site, :, top : top + crop_px, left : left + crop_px]
-            count[zlib.crc32(np.ascontiguousarray(window))] += 1
+            count[zlib.crc32(np.ascontiguousarray(window).data)] += 1
     return count
 
 
@@ -204,7 +216,9 @@ def _simulated(case: Case, site: int) -> npt.NDArray[np.generic]:
     across = -(-case.site_px // _FRAME_PX)
     rows = []
     for _ in range(across):
-        tiles = [_turned(_frames()[rng.integers(_FRAMES)], int(rng.integers(8))) for _ in range(across)]
+        tiles = [
+            _turned(_frames()[rng.integers(_FRAMES)], int(rng.integers(8))) for _ in range(across)
+        ]
         rows.append(np.concatenate(tiles, axis=2))
     image = np.concatenate(rows, axis=1)[: case.channels, : case.site_px, : case.site_px]
     if case.dtype == "uint8":
@@ -254,9 +268,7 @@ def write_files(case: Case, folder: Path, real_data: Path | None) -> str:
                 )
             else:
                 # Five strips of 1080 rows, as microscopes write them.
-                tifffile.imwrite(
-                    path, plane, compression="lzw", rowsperstrip=243, metadata=None
-                )
+                tifffile.imwrite(path, plane, compression="lzw", rowsperstrip=243, metadata=None)
     return "one real site, shifted and turned" if use_real else "simulated, tiled"
 
 

@@ -88,9 +88,7 @@ def tree_cpu_s(root: psutil.Process) -> dict[int, float]:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        spent[process.pid] = (
-            times.user + times.system + times.children_user + times.children_system
-        )
+        spent[process.pid] = times.user + times.system + times.children_user + times.children_system
     return spent
 
 

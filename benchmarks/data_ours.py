@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 
 from benchmarks.data_cases import Case, Reads, decode_file, grouped
-from benchmarks.data_peers import Job, Run
+from benchmarks.data_peers import Job, Run, cut_into
 from phenoscale.config import Crops
 from phenoscale.screens.build import build_index
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.manifest import MANIFEST_SCHEMA, NEGATIVE_CONTROL
 from phenoscale.screens.packed import PackedTiles, fetch, read_header
 from phenoscale.screens.shards import DECODERS
 from phenoscale.screens.storage import Root
@@ -47,7 +47,7 @@ def index_files(case: Case, folder: Path) -> ScreenIndex:
         "plate": ["plate1"] * count,
         "well": ["A01"] * count,
         "site": list(range(count)),
-        "perturbation": ["EMPTY"] * count,
+        "perturbation": [NEGATIVE_CONTROL] * count,
         "perturbation_type": ["none"] * count,
         "negative_control": [True] * count,
         "paths": [
@@ -120,40 +120,54 @@ def codec_files(job: Job) -> Run:
 
 
 def codec_packed(job: Job) -> Run:
-    """Decodes from memory the tiles that the crops of every read meet, each once for a read."""
+    """Decodes from memory the tiles that the crops of every read meet, each once for a read.
+
+    A raw store has no codec: then each crop's pixels are copied in memory, into a new batch.
+    """
     index = ScreenIndex.open(packed_index(job.folder))
     entries = [paths[0] for paths in index.take(range(index.num_sites))["paths"].to_pylist()]
-    tiles, needed = [], []
+    sites = []
     for entry in entries:
         name, _, site = entry.partition("?site=")
-        tiles.append(_all_tiles(index.root, name, int(site)))
-    array = tiles[0].array
-    for read in range(len(job.reads)):
-        needed.append(_met(job, read, array.tile_px, array.grid[1]))
+        sites.append(_all_tiles(index.root, name, int(site)))
+    array = sites[0].array
+    if array.is_raw:
+        return _copying(job)
+    needed = [_met(job, read, array.tile_px, array.grid[1]) for read in range(len(job.reads))]
     decode, out = DECODERS[array.codec], np.empty(array.tile_shape, np.uint8).reshape(-1)
     counted = np.empty((job.reads.top.shape[1], 0), np.uint8)
 
     def run() -> Iterator[Pixels]:
         for site, cells in zip(job.reads.site.tolist(), needed, strict=True):
-            of_site = tiles[site].tiles
+            tiles = sites[site].tiles
             for cell in cells:
-                decode(of_site[cell], out=out)
+                decode(tiles[cell], out=out)
             yield counted
 
     return run
 
 
-def turns_alone(job: Job) -> Run:
-    """Turns batches as the trainer does on its device, here a core: it comes on top of every way."""
-    batch = torch.from_numpy(np.random.default_rng(0).integers(
-        0, 256, job.empty(len(job.reads.batches(job.case.global_batch)[0])), np.uint8))  # fmt: skip
-    turns = torch.arange(len(batch)) % 8
+def _copying(job: Job) -> Run:
+    sites = np.load(job.truth)
+    k = job.reads.top.shape[1]
 
     def run() -> Iterator[Pixels]:
-        for _ in job.reads.batches(job.case.global_batch):
-            yield turned(batch, turns).numpy()
+        for numbers in job.reads.batches(job.case.global_batch):
+            out = np.empty(job.empty(len(numbers)), np.uint8)
+            for i, number in enumerate(numbers.tolist()):
+                cut_into(out, i * k, sites[job.reads.site[number]], job, number)
+            yield out
 
     return run
+
+
+def turns_alone(job: Job) -> Run:
+    """Turns batches as a trial does on its device, here a core: the same on top of every way."""
+    batches = job.reads.batches(job.case.global_batch)
+    rng = np.random.default_rng(0)
+    batch = torch.from_numpy(rng.integers(0, 256, job.empty(len(batches[0])), np.uint8))
+    turns = torch.arange(len(batch)) % 8
+    return lambda: (turned(batch, turns).numpy() for _ in batches)
 
 
 def _all_tiles(root: Root, name: str, site: int) -> PackedTiles:
@@ -162,9 +176,7 @@ def _all_tiles(root: Root, name: str, site: int) -> PackedTiles:
     size = min(header.height_px, header.width_px)
     # Squares at the four corners meet every tile of a site that is at most twice as long as wide.
     corners = [
-        (top, left)
-        for top in (0, header.height_px - size)
-        for left in (0, header.width_px - size)
+        (top, left) for top in (0, header.height_px - size) for left in (0, header.width_px - size)
     ]
     return fetch(root, name, site, corners, size)
 

@@ -15,6 +15,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -22,13 +23,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.data_cases import Case, Reads, Scale, decode_site, tables
+from benchmarks.data_cases import Case, Reads, Scale, decode_site, looked_up, tables
 
 Pixels = npt.NDArray[np.uint8]
 Run = Callable[[], Iterator[Pixels]]
 """One pass over all reads: batches of crops, uint8 (B, C, s, s)."""
 
 WORKERS = 2
+_START = "fork"  # torch's default on Linux, which a spawned parent would change
 _SITES_PER_SHARD = 8
 
 
@@ -57,20 +59,34 @@ class Job:
         return reads * self.reads.top.shape[1], self.case.channels, size, size
 
 
-def cut_into(out: Pixels, at: int, image: npt.NDArray[np.generic], job: Job, read: int) -> None:
-    """Writes the k crops of one read to `out[at:]`; image is (C, H, W)."""
+def cut_into(
+    out: Pixels,
+    at: int,
+    image: npt.NDArray[np.generic],
+    job: Job,
+    read: int,
+    table: Pixels | None = None,
+) -> None:
+    """Writes the k crops of one read to `out[at:]`; image is (C, H, W), table as of `tables`."""
     size = job.case.crop_px
     corners = zip(job.reads.top[read].tolist(), job.reads.left[read].tolist(), strict=True)
     for i, (top, left) in enumerate(corners):
-        out[at + i] = image[:, top : top + size, left : left + size]
+        window = image[:, top : top + size, left : left + size]
+        out[at + i] = window if table is None else looked_up(table, window)
 
 
 class SiteDataset(Dataset[torch.Tensor]):
     """One item is one read; a batch of them is cut into one tensor in shared memory."""
 
-    def __init__(self, job: Job, read_site: Callable[[int], npt.NDArray[np.generic]]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        read_site: Callable[[int], npt.NDArray[np.generic]],
+        table: Pixels | None = None,
+    ) -> None:
         self.job = job
         self.read_site = read_site
+        self.table = table
 
     def __getitems__(self, numbers: Sequence[int]) -> torch.Tensor:
         """Crops (B, C, s, s) of these reads."""
@@ -78,32 +94,36 @@ class SiteDataset(Dataset[torch.Tensor]):
         out, k = batch.numpy(), self.job.reads.top.shape[1]
         for i, number in enumerate(numbers):
             image = self.read_site(int(self.job.reads.site[number]))
-            cut_into(out, i * k, image, self.job, number)
+            cut_into(out, i * k, image, self.job, number, self.table)
         return batch
 
 
 def shared(shape: tuple[int, ...]) -> torch.Tensor:
     """An uninitialized uint8 tensor in shared memory, made as torch's own collation makes it."""
     size = int(np.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(
-        torch.UntypedStorage._new_shared(size), 0, (size,)
-    ).view(shape)  # fmt: skip
+    storage: Any = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
-def loader(job: Job, read_site: Callable[[int], npt.NDArray[np.generic]]) -> Run:
+def loader(
+    job: Job,
+    read_site: Callable[[int], npt.NDArray[np.generic]],
+    table: Pixels | None = None,
+) -> Run:
     """A torch DataLoader over the reads, in their order."""
     batches = [batch.tolist() for batch in job.reads.batches(job.case.global_batch)]
     feed = DataLoader(
-        SiteDataset(job, read_site),
+        SiteDataset(job, read_site, table),
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=WORKERS,
         persistent_workers=True,
+        multiprocessing_context=_START,
     )
     return lambda: (batch.numpy() for batch in feed)
 
 
-def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -111,23 +131,10 @@ def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
 
 
 def torch_raw(job: Job) -> Run:
-    """Decodes every file of a site with imagecodecs; 16-bit crops are scaled after cutting."""
-    table = None if job.scale is None else tables(job.scale)
+    """Decodes every file of a site with imagecodecs; of 16-bit sites the crops are scaled."""
     case, root = job.case, job.folder / "screen"
-    if table is None:
-        return loader(job, lambda site: decode_site(case, root, site))
-    return loader(job, _Scaled(case, root, table))
-
-
-class _Scaled:
-    """Reads a 16-bit site as uint8, by a table of 65,536 grey values per channel."""
-
-    def __init__(self, case: Case, root: Path, table: Pixels) -> None:
-        self.case, self.root, self.table = case, root, table
-
-    def __call__(self, site: int) -> Pixels:
-        image = decode_site(self.case, self.root, site)
-        return np.stack([t[plane] for t, plane in zip(self.table, image, strict=True)])
+    table = None if job.scale is None else tables(job.scale)
+    return loader(job, lambda site: decode_site(case, root, site), table)
 
 
 # --- torch DataLoader over Zarr -------------------------------------------------------------------
@@ -146,7 +153,7 @@ def zarr_blosc(job: Job) -> Run:
     return _zarr(job, "zarr_blosc", codec)
 
 
-def _zarr(job: Job, name: str, codec: object) -> Run:
+def _zarr(job: Job, name: str, codec: Any) -> Run:
     import zarr
 
     sites, path = job.sites(), job.folder / name
@@ -160,7 +167,7 @@ def _zarr(job: Job, name: str, codec: object) -> Run:
         )
         for site in range(len(sites)):
             array[site] = sites[site]
-    opened = zarr.open_array(path, mode="r")
+    opened: Any = zarr.open_array(path, mode="r")
     return loader(job, lambda site: opened[site])
 
 
@@ -169,36 +176,42 @@ def _zarr(job: Job, name: str, codec: object) -> Run:
 
 def streaming_raw(job: Job) -> Run:
     """MDS shards of raw sites, opened by LocalDataset, read by number in a torch DataLoader."""
-    return _streaming(job, "streaming_raw", bytes, lambda data: data)
+    return _streaming(job, "streaming_raw", _RAW)
 
 
 def streaming_lz4(job: Job) -> Run:
     """MDS shards of sites compressed one by one with LZ4."""
-    return _streaming(job, "streaming_lz4", imagecodecs.lz4_encode, _Lz4(job))
+    return _streaming(job, "streaming_lz4", _lz4(job))
 
 
-def _streaming(
-    job: Job, name: str, encode: Callable[[bytes], bytes], decode: Callable[[bytes], bytes]
-) -> Run:
+def _streaming(job: Job, name: str, codec: Codec) -> Run:
     from streaming import LocalDataset, MDSWriter
 
     sites, path = job.sites(), job.folder / name
     if not path.exists():
         with MDSWriter(out=str(path), columns={"site": "bytes"}) as writer:
             for site in sites:
-                writer.write({"site": bytes(encode(site.tobytes()))})
+                writer.write({"site": bytes(codec.encode(site.tobytes()))})
     opened, shape = LocalDataset(str(path)), sites.shape[1:]
-    return loader(job, lambda site: as_site(decode(opened[site]["site"]), shape))
+    return loader(job, lambda site: as_site(codec.decode(opened[site]["site"]), shape))
 
 
-class _Lz4:
-    """Decodes a site of known size, so that the codec does not have to guess it."""
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How a site lies in a record."""
 
-    def __init__(self, job: Job) -> None:
-        self.size = job.case.channels * job.case.site_px**2
+    encode: Callable[[bytes], Any]
+    """Pixels to record."""
+    decode: Callable[[bytes], Any]
+    """Record to pixels."""
 
-    def __call__(self, data: bytes) -> bytes:
-        return imagecodecs.lz4_decode(data, out=self.size)
+
+_RAW = Codec(bytes, bytes)
+
+
+def _lz4(job: Job) -> Codec:
+    size = job.case.channels * job.case.site_px**2  # known, so that LZ4 does not have to guess it
+    return Codec(imagecodecs.lz4_encode, lambda data: imagecodecs.lz4_decode(data, out=size))
 
 
 def as_site(data: bytes, shape: tuple[int, ...]) -> Pixels:
@@ -211,17 +224,15 @@ def as_site(data: bytes, shape: tuple[int, ...]) -> Pixels:
 
 def webdataset_raw(job: Job) -> Run:
     """Tar shards of raw sites."""
-    return _webdataset(job, "webdataset_raw", bytes, lambda data: data)
+    return _webdataset(job, "webdataset_raw", _RAW)
 
 
 def webdataset_lz4(job: Job) -> Run:
     """Tar shards of sites compressed one by one with LZ4."""
-    return _webdataset(job, "webdataset_lz4", imagecodecs.lz4_encode, _Lz4(job))
+    return _webdataset(job, "webdataset_lz4", _lz4(job))
 
 
-def _webdataset(
-    job: Job, name: str, encode: Callable[[bytes], bytes], decode: Callable[[bytes], bytes]
-) -> Run:
+def _webdataset(job: Job, name: str, codec: Codec) -> Run:
     import webdataset as wds
 
     sites, path = job.sites(), job.folder / name
@@ -231,7 +242,7 @@ def _webdataset(
         for first in range(0, len(sites), per_shard):
             with tarfile.open(path / f"{first:05d}.tar", "w") as shard:
                 for site in range(first, min(first + per_shard, len(sites))):
-                    data = bytes(encode(sites[site].tobytes()))
+                    data = bytes(codec.encode(sites[site].tobytes()))
                     member = tarfile.TarInfo(f"{site:05d}.site")
                     member.size = len(data)
                     shard.addfile(member, io.BytesIO(data))
@@ -243,20 +254,24 @@ def _webdataset(
         .shuffle(2 * _SITES_PER_SHARD)
         .batched(
             max(1, job.case.global_batch // job.case.crops_per_read),
-            collation_fn=_VisitCutter(job, decode, sites.shape[1:]),
+            collation_fn=_VisitCutter(job, codec, sites.shape[1:]),
         )
     )
-    feed = wds.WebLoader(pipeline, batch_size=None, num_workers=WORKERS, persistent_workers=True)
+    feed = wds.WebLoader(
+        pipeline,
+        batch_size=None,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        multiprocessing_context=_START,
+    )
     return lambda: (batch.numpy() for batch in feed)
 
 
 class _VisitCutter:
     """Cuts a batch from samples that come in any order: the n-th visit of a site, its n-th read."""
 
-    def __init__(
-        self, job: Job, decode: Callable[[bytes], bytes], shape: tuple[int, ...]
-    ) -> None:
-        self.job, self.decode, self.shape = job, decode, shape
+    def __init__(self, job: Job, codec: Codec, shape: tuple[int, ...]) -> None:
+        self.job, self.codec, self.shape = job, codec, shape
         self.reads = job.reads.of_site()
         self.seen = [0] * len(self.reads)
 
@@ -268,7 +283,9 @@ class _VisitCutter:
             site = int(sample["__key__"])
             read = self.reads[site][self.seen[site] % len(self.reads[site])]
             self.seen[site] += 1
-            cut_into(out, i * k, as_site(self.decode(sample["site"]), self.shape), self.job, read)
+            cut_into(
+                out, i * k, as_site(self.codec.decode(sample["site"]), self.shape), self.job, read
+            )
         return batch
 
 
@@ -277,17 +294,15 @@ class _VisitCutter:
 
 def grain_raw(job: Job) -> Run:
     """ArrayRecord of raw sites."""
-    return _grain(job, "grain_raw", bytes, lambda data: data)
+    return _grain(job, "grain_raw", _RAW)
 
 
 def grain_lz4(job: Job) -> Run:
     """ArrayRecord of sites compressed one by one with LZ4."""
-    return _grain(job, "grain_lz4", imagecodecs.lz4_encode, _Lz4(job))
+    return _grain(job, "grain_lz4", _lz4(job))
 
 
-def _grain(
-    job: Job, name: str, encode: Callable[[bytes], bytes], decode: Callable[[bytes], bytes]
-) -> Run:
+def _grain(job: Job, name: str, codec: Codec) -> Run:
     import grain
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -296,7 +311,7 @@ def _grain(
         # One record to a group, as random access wants it; the records are compressed already.
         writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         for site in sites:
-            writer.write(bytes(encode(site.tobytes())))
+            writer.write(bytes(codec.encode(site.tobytes())))
         writer.close()
     source, shape = grain.sources.ArrayRecordDataSource(str(path)), sites.shape[1:]
     k = job.reads.top.shape[1]
@@ -307,7 +322,7 @@ def _grain(
     def cut(items: Sequence[tuple[int, bytes]]) -> Pixels:
         out = np.empty(job.empty(len(items)), np.uint8)
         for i, (number, data) in enumerate(items):
-            cut_into(out, i * k, as_site(decode(data), shape), job, number)
+            cut_into(out, i * k, as_site(codec.decode(data), shape), job, number)
         return out
 
     # Threads, not processes: grain's own default, and the cheaper one here, for nothing crosses

@@ -21,8 +21,9 @@ from phenoscale.screens.readers import (
     MissingImageError,
     read_header,
     read_site,
-    read_window,
+    read_windows,
 )
+from phenoscale.screens.storage import Root
 from tests.screen_on_disk import pixels
 
 NAMES = ["dna", "er", "rna", "actin", "golgi", "mito"]
@@ -58,16 +59,17 @@ def write_png(path: Path, image: np.ndarray) -> str:
 def test_every_tiff_layout_gives_its_channels_by_name(tmp_path: Path, layout: str) -> None:
     image = pixels(1, 6, 21, 17)
     paths = [write_tiff(tmp_path / "site.tif", image, layout)]
-    header = read_header(tmp_path, paths, NAMES)
+    header = read_header(Root.of(tmp_path), paths, NAMES)
     assert (header.num_channels, header.height_px, header.width_px) == (6, 21, 17)
     assert header.dtype == "uint8" and (header.offset is not None) == (layout in RAW)
-    site = read_site(tmp_path, paths, NAMES, NAMES)
+    site = read_site(Root.of(tmp_path), paths, NAMES, NAMES)
     assert site.dtype == np.uint8 and site.flags.c_contiguous and site.flags.writeable
     np.testing.assert_array_equal(site, image)
-    np.testing.assert_array_equal(read_site(tmp_path, paths, NAMES, ["mito", "dna"]), image[[5, 0]])
-    window = read_window(tmp_path, paths, NAMES, ["er", "actin"], 3, 2, 11)
-    np.testing.assert_array_equal(window, image[[1, 3], 3:14, 2:13])
-    assert window.flags.c_contiguous and window.flags.owndata
+    np.testing.assert_array_equal(read_site(Root.of(tmp_path), paths, NAMES, ["mito", "dna"]), image[[5, 0]])
+    windows = read_windows(Root.of(tmp_path), paths, NAMES, ["er", "actin"], [(3, 2), (9, 0)], 11)
+    np.testing.assert_array_equal(windows[0], image[[1, 3], 3:14, 2:13])
+    np.testing.assert_array_equal(windows[1], image[[1, 3], 9:20, 0:11])
+    assert windows.flags.c_contiguous and windows.flags.owndata
 
 
 def test_one_file_per_channel_equals_one_file(tmp_path: Path) -> None:
@@ -80,14 +82,14 @@ def test_one_file_per_channel_equals_one_file(tmp_path: Path) -> None:
     ]
     for wanted in (NAMES[:3], ["rna", "dna"]):
         np.testing.assert_array_equal(
-            read_site(tmp_path, several, NAMES[:3], wanted),
-            read_site(tmp_path, single, NAMES[:3], wanted),
+            read_site(Root.of(tmp_path), several, NAMES[:3], wanted),
+            read_site(Root.of(tmp_path), single, NAMES[:3], wanted),
         )
     np.testing.assert_array_equal(
-        read_window(tmp_path, several, NAMES[:3], ["rna", "dna"], 4, 9, 16),
+        read_windows(Root.of(tmp_path), several, NAMES[:3], ["rna", "dna"], [(4, 9)], 16)[0],
         image[[2, 0], 4:20, 9:25],
     )
-    header = read_header(tmp_path, several, NAMES[:3])
+    header = read_header(Root.of(tmp_path), several, NAMES[:3])
     assert (header.num_channels, header.height_px, header.width_px) == (3, 20, 30)
 
 
@@ -98,7 +100,7 @@ def test_colour_png_and_interleaved_tiff_are_channels(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "rgb.tif", last, photometric="rgb")
     for paths in (png, ["rgb.tif"]):
         np.testing.assert_array_equal(
-            read_site(tmp_path, paths, NAMES[:3], ["rna", "er", "dna"]), image[::-1]
+            read_site(Root.of(tmp_path), paths, NAMES[:3], ["rna", "er", "dna"]), image[::-1]
         )
 
 
@@ -120,9 +122,12 @@ def test_windows_agree_with_tifffile(
         path = Path(folder) / "site.tif"
         write_tiff(path, pixels(0, *shape), layout)
         oracle = tifffile.imread(path).reshape(shape)
-        found = read_window(Path(folder), ["site.tif"], names, wanted, top, left, size)
+        found = read_windows(
+            Root.of(folder), ["site.tif"], names, wanted, np.array([(top, left), (0, 0)]), size
+        )
     picks = [names.index(name) for name in wanted]
-    np.testing.assert_array_equal(found, oracle[picks, top : top + size, left : left + size])
+    np.testing.assert_array_equal(found[0], oracle[picks, top : top + size, left : left + size])
+    np.testing.assert_array_equal(found[1], oracle[picks, :size, :size])
 
 
 @settings(max_examples=300, deadline=None)
@@ -145,8 +150,8 @@ def test_damage_is_an_image_error_or_an_image_of_the_right_shape(
             raw[position % len(raw)] = value
         path.write_bytes(raw[: max(1, round(len(raw) * keep))])
         try:
-            header = read_header(Path(folder), ["site"], ["dna"])
-            site = read_site(Path(folder), ["site"], ["dna"], ["dna"])
+            header = read_header(Root.of(folder), ["site"], ["dna"])
+            site = read_site(Root.of(folder), ["site"], ["dna"], ["dna"])
         except ImageError as error:
             assert str(path) in str(error)
         else:
@@ -161,11 +166,11 @@ def test_every_truncation_is_found(tmp_path: Path, layout: str) -> None:
     for size in [1, 4, 8, 20, 150, len(raw) // 2, len(raw) * 3 // 4]:
         path.write_bytes(raw[:size])
         with pytest.raises(ImageError, match="site.tif (is truncated|has a damaged|begins with)"):
-            read_header(tmp_path, ["site.tif"], NAMES)
+            read_header(Root.of(tmp_path), ["site.tif"], NAMES)
         with pytest.raises(ImageError, match="site.tif"):
-            read_site(tmp_path, ["site.tif"], NAMES, NAMES)
+            read_site(Root.of(tmp_path), ["site.tif"], NAMES, NAMES)
     path.write_bytes(raw)
-    assert read_site(tmp_path, ["site.tif"], NAMES, NAMES).shape == (6, 32, 32)
+    assert read_site(Root.of(tmp_path), ["site.tif"], NAMES, NAMES).shape == (6, 32, 32)
 
 
 def bomb_png(width: int, height: int, bits: int = 8, colour: int = 0) -> bytes:
@@ -181,7 +186,7 @@ def bomb_png(width: int, height: int, bits: int = 8, colour: int = 0) -> bytes:
 def test_absurd_headers_are_refused_before_pixels_are_given_memory(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb_png(60_000, 60_000))
     with pytest.raises(ImageError, match=f"bomb.png claims 60000 x 60000 .* {MAX_PIXELS}"):
-        read_site(tmp_path, ["bomb.png"], ["dna"], ["dna"])
+        read_site(Root.of(tmp_path), ["bomb.png"], ["dna"], ["dna"])
     for layout in ("planes", "zlib"):
         path = tmp_path / "bomb.tif"
         write_tiff(path, pixels(0, 1, 12, 12), layout)
@@ -192,53 +197,53 @@ def test_absurd_headers_are_refused_before_pixels_are_given_memory(tmp_path: Pat
             raw = raw.replace(edge, struct.pack("<HHII", tag, 4, 1, 90_000))
         path.write_bytes(raw)
         with pytest.raises(ImageError, match="bomb.tif (claims 90000 x 90000 pixels|is truncated)"):
-            read_site(tmp_path, ["bomb.tif"], ["dna"], ["dna"])
+            read_site(Root.of(tmp_path), ["bomb.tif"], ["dna"], ["dna"])
 
 
 def test_other_types_than_uint8_are_refused(tmp_path: Path) -> None:
     for dtype in ("uint16", "float32", "int8"):
         tifffile.imwrite(tmp_path / "a.tif", pixels(0, 2, 4, 4).astype(dtype))
         with pytest.raises(ImageError, match=f"a.tif has {dtype} pixels; uint8 is required. Conv"):
-            read_site(tmp_path, ["a.tif"], NAMES[:2], NAMES[:1])
+            read_site(Root.of(tmp_path), ["a.tif"], NAMES[:2], NAMES[:1])
     deep = write_png(tmp_path / "a.png", pixels(0, 1, 4, 4)[0].astype(np.uint16))
     with pytest.raises(ImageError, match="a.png has uint16 pixels; uint8 is required"):
-        read_header(tmp_path, [deep], ["dna"])
+        read_header(Root.of(tmp_path), [deep], ["dna"])
     (tmp_path / "c.png").write_bytes(bomb_png(8, 8, bits=16, colour=2))
     with pytest.raises(ImageError, match="c.png has uint16 pixels; uint8 is required"):
-        read_header(tmp_path, ["c.png"], NAMES[:3])
+        read_header(Root.of(tmp_path), ["c.png"], NAMES[:3])
     for colour, reason in ((3, "a colour palette"), (6, "an alpha channel")):
         (tmp_path / "p.png").write_bytes(bomb_png(8, 8, colour=colour))
         with pytest.raises(ImageError, match=f"p.png is a PNG with {reason}; greyscale or RGB"):
-            read_header(tmp_path, ["p.png"], ["dna"])
+            read_header(Root.of(tmp_path), ["p.png"], ["dna"])
 
 
 def test_files_that_do_not_fit_their_site_are_refused(tmp_path: Path) -> None:
     five = write_tiff(tmp_path / "five.tif", pixels(0, 5, 8, 8))
     with pytest.raises(ImageError, match="five.tif has 5 channels, its site needs 6 from it"):
-        read_site(tmp_path, [five], NAMES, NAMES[:1])
+        read_site(Root.of(tmp_path), [five], NAMES, NAMES[:1])
     small = write_tiff(tmp_path / "small.tif", pixels(0, 1, 8, 7)[0])
     large = write_tiff(tmp_path / "large.tif", pixels(0, 1, 8, 8)[0])
     for read in (read_header, lambda *site: read_site(*site, NAMES[:2])):
         with pytest.raises(ImageError, match="small.tif has 8 x 7 pixels, the first file of"):
             read(tmp_path, [large, small], NAMES[:2])
     with pytest.raises(ImageError, match="has 2 paths and 6 channels; give one path that"):
-        read_site(tmp_path, [large, small], NAMES, NAMES)
+        read_site(Root.of(tmp_path), [large, small], NAMES, NAMES)
     with pytest.raises(ImageError, match="five.tif has 5 channels, its site needs 1 from it"):
-        read_site(tmp_path, [large, five], NAMES[:2], NAMES[:2])
+        read_site(Root.of(tmp_path), [large, five], NAMES[:2], NAMES[:2])
 
 
 def test_stacks_that_are_no_site_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "time.tif", np.zeros((2, 2, 8, 8), np.uint8), imagej=True)
     with pytest.raises(ImageError, match="time.tif has the axes ZCYX.*with z projected"):
-        read_header(tmp_path, ["time.tif"], NAMES)
+        read_header(Root.of(tmp_path), ["time.tif"], NAMES)
     tifffile.imwrite(tmp_path / "many.tif", pixels(0, 65, 8, 8), metadata=None)
     with pytest.raises(ImageError, match="many.tif has more than 64 pages"):
-        read_header(tmp_path, ["many.tif"], NAMES)
+        read_header(Root.of(tmp_path), ["many.tif"], NAMES)
     with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
         tiff.write(pixels(0, 1, 8, 8)[0], metadata=None)
         tiff.write(pixels(0, 1, 4, 4)[0], metadata=None)
     with pytest.raises(ImageError, match=r"mixed.tif has pages of different sizes .*\(4, 4\)"):
-        read_header(tmp_path, ["mixed.tif"], NAMES)
+        read_header(Root.of(tmp_path), ["mixed.tif"], NAMES)
 
 
 def test_ome_metadata_cannot_pull_in_other_files(
@@ -258,7 +263,7 @@ def test_ome_metadata_cannot_pull_in_other_files(
     tifffile.imwrite(path, mine, description=description, metadata=None, **options)
     # tifffile by itself opens the named file, and returns bytes of it.
     assert not np.array_equal(tifffile.imread(path), mine)
-    found = read_site(tmp_path, [path.name], NAMES[:2], NAMES[:2])
+    found = read_site(Root.of(tmp_path), [path.name], NAMES[:2], NAMES[:2])
     np.testing.assert_array_equal(found, mine)
 
 
@@ -275,9 +280,9 @@ def test_what_is_no_image_file_is_named(tmp_path: Path) -> None:
         ("text.tif/under.tif", "does not exist; check the path and the root"),
     ]:
         with pytest.raises(ImageError, match=f"{path} {reason}"):
-            read_site(tmp_path, [path], ["dna"], ["dna"])
+            read_site(Root.of(tmp_path), [path], ["dna"], ["dna"])
     with pytest.raises(MissingImageError, match="a/none.tif does not exist; check the path and"):
-        read_header(tmp_path, ["a/none.tif"], ["dna"])
+        read_header(Root.of(tmp_path), ["a/none.tif"], ["dna"])
 
 
 def test_no_path_leaves_the_root(tmp_path: Path) -> None:
@@ -313,10 +318,10 @@ def test_no_path_leaves_the_root(tmp_path: Path) -> None:
 def test_impossible_requests_are_no_image_errors(tmp_path: Path) -> None:
     paths = [write_tiff(tmp_path / "a.tif", pixels(0, 2, 8, 9))]
     with pytest.raises(ValueError, match=r"no channels \['rna'\]; it has \['dna', 'er'\]") as error:
-        read_site(tmp_path, paths, NAMES[:2], ["dna", "rna"])
+        read_site(Root.of(tmp_path), paths, NAMES[:2], ["dna", "rna"])
     assert not isinstance(error.value, ImageError)
     with pytest.raises(ValueError, match="No channel is wanted"):
-        read_site(tmp_path, paths, NAMES[:2], [])
+        read_site(Root.of(tmp_path), paths, NAMES[:2], [])
     for top, left, size in [(-1, 0, 4), (0, 0, 9), (5, 0, 4), (0, 6, 4), (0, 0, 0)]:
         with pytest.raises(ValueError, match=f"crop of {size} pixels at row {top}.*8 x 9") as error:
             read_window(tmp_path, paths, NAMES[:2], ["er"], top, left, size)
@@ -327,4 +332,4 @@ def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
     for seed, layout in enumerate(("planes", "pages", "zlib", "planes")):
         image = pixels(seed, 3, 8 + seed, 9)
         paths = [write_tiff(tmp_path / "a.tif", image, layout)]
-        np.testing.assert_array_equal(read_site(tmp_path, paths, NAMES[:3], NAMES[:3]), image)
+        np.testing.assert_array_equal(read_site(Root.of(tmp_path), paths, NAMES[:3], NAMES[:3]), image)

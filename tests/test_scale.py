@@ -65,7 +65,7 @@ def plate_rows(plates: int = 2, wells: int = 6, sites: int = 1) -> list[dict[str
 
 
 def scale_of(index: ScreenIndex, plate: int = 0) -> dict[str, tuple[float, float]]:
-    facts = index.plates.iloc[plate]
+    facts = index.facts.plates.to_pandas().iloc[plate]
     ranges = zip(facts["low"], facts["high"], strict=True)
     return dict(zip(facts["scaled_channels"], ranges, strict=True))
 

@@ -103,6 +103,7 @@ def pack_screen(
     out: str | Path,
     console: Console,
     *,
+    raw: bool | None = None,
     tolerated_bad_sites: float = 0.0,
     address: str | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -113,6 +114,8 @@ def pack_screen(
         index: index of the screen, a path or a URL.
         out: folder of the store, a path or a URL that every node sees.
         console: where progress is shown.
+        raw: whether pixels are stored as they are, the fastest to cut, or compressed in tiles, less
+            to fetch; by default raw in a local folder and compressed behind a URL.
         tolerated_bad_sites: share of the sites that may be unreadable and are then left out.
         address: of a Ray cluster; a local Ray is started and stopped where there is none.
         shard_bytes: pixels of a shard in 8 bits, at most; a task holds about twice that.
@@ -127,13 +130,14 @@ def pack_screen(
         )
     began = time.monotonic()
     screen = ScreenIndex.open(index)
-    store = claim_store(out, screen.fingerprint)
+    raw = "://" not in str(out) if raw is None else raw
+    store = claim_store(out, screen.fingerprint, raw)
     remove_leftovers(store)
     packer = ShardPacker(
         index=os.path.abspath(index) if "://" not in str(index) else str(index),
         root=screen.root,
         out=store,
-        plan=plan_store(screen, shard_bytes),
+        plan=plan_store(screen, shard_bytes, raw),
     )
     start_ray(address)
     try:
@@ -219,7 +223,7 @@ def _judge(screen: ScreenIndex, store: Root, bad: dict[int, str], tolerated: flo
         return
     names: dict[int, str] = {}
     for group in sorted({row // GROUP_ROWS for row in bad}):
-        site_ids = screen.column("site_id", [group])
+        site_ids = screen.column("site_id", range(group, group + 1))
         names |= {row: site_ids[row % GROUP_ROWS] for row in bad if row // GROUP_ROWS == group}
     text = io.StringIO()
     writer = csv.writer(text)

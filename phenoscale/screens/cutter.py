@@ -180,11 +180,7 @@ class SiteReader:
         for number in range(first, last):
             row = screen.row(number)
             try:
-                images.append(
-                    read_site(
-                        screen.index.root, row.paths, row.channels, screen.index.channels, row.scale
-                    )
-                )
+                images.append(screen.whole(row))
             except ImageError as error:
                 if int(self.crops.tolerated_bad_sites * screen.index.num_sites) == 0:
                     raise BadSiteError(_complaint(number, error, self.crops)) from error
@@ -243,6 +239,16 @@ class _Screen:
             width_px=int(sites.width_px[i]),
             scale=self.index.scale(number, channel_set),
         )
+
+    def whole(self, row: _Row) -> np.ndarray:
+        """A site's image, uint8 (C, H, W)."""
+        image = read_site(self.index.root, row.paths, row.channels, self.index.channels, row.scale)
+        if image.shape[1:] != (row.height_px, row.width_px):
+            raise ImageError(
+                f"{', '.join(row.paths)} is {image.shape[1]} x {image.shape[2]} px, the index says "
+                f"{row.height_px} x {row.width_px}. Build the index again."
+            )
+        return image
 
 
 class _Opened:
@@ -314,15 +320,20 @@ class _Opened:
                 "that."
             )
         corners = np.stack([at.top * (room[0] + 1), at.left * (room[1] + 1)], axis=1)
-        return read_windows(
-            self.index.root,
-            row.paths,
-            row.channels,
-            self.index.channels,
-            corners.astype(np.int64),
-            size_px,
-            row.scale,
-        )
+        try:
+            return read_windows(
+                self.index.root,
+                row.paths,
+                row.channels,
+                self.index.channels,
+                corners.astype(np.int64),
+                size_px,
+                row.scale,
+            )
+        except ImageError:
+            raise
+        except ValueError as error:  # the file has become smaller than the index says
+            raise ImageError(f"{error} Build the index again.") from error
 
     def _rows_of_group(self, group: int) -> Rows:
         return self.subset.rows_of(group, self.screen.sites(group).well_hash)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from phenoscale.screens.errors import ImageError
 from phenoscale.screens.storage import Root
@@ -16,6 +13,8 @@ from phenoscale.screens.storage import Root
 # A request to an object store takes about as long as this many bytes (25 ms at 80 MB/s).
 _REQUEST_BYTES = 1 << 21
 _BLOCK_BYTES = 1 << 16
+# Holds the header of most files, which is read in small pieces.
+_HEAD_BYTES = 1024
 
 
 class ImageFile(Protocol):
@@ -29,7 +28,7 @@ class ImageFile(Protocol):
     def at(self, offset: int, length: int) -> bytes:
         """Reads a few bytes; fewer where the file ends."""
 
-    def fill(self, target: npt.NDArray[np.generic], offset: int) -> None:
+    def fill(self, target: memoryview, offset: int) -> None:
         """Reads straight into contiguous memory; ImageError if the file ends before."""
 
     def whole(self) -> bytes:
@@ -46,14 +45,17 @@ class LocalFile:
         self.descriptor = descriptor
         self.name = name
         self.size = os.fstat(descriptor).st_size
+        self._head = os.pread(descriptor, _HEAD_BYTES, 0)
 
     def at(self, offset: int, length: int) -> bytes:
         """Reads a few bytes; fewer where the file ends."""
+        if offset + length <= len(self._head):
+            return self._head[offset : offset + length]
         return os.pread(self.descriptor, length, offset)
 
-    def fill(self, target: npt.NDArray[np.generic], offset: int) -> None:
+    def fill(self, target: memoryview, offset: int) -> None:
         """Reads straight into contiguous memory; ImageError if the file ends before."""
-        if os.preadv(self.descriptor, [target.data], offset) != target.nbytes:
+        if os.preadv(self.descriptor, [target], offset) != target.nbytes:
             raise _shorter(self.name)
 
     def whole(self) -> bytes:
@@ -76,7 +78,7 @@ class MemoryFile:
         """Reads a few bytes; fewer where the file ends."""
         return self.data[offset : offset + length]
 
-    def fill(self, target: npt.NDArray[np.generic], offset: int) -> None:
+    def fill(self, target: memoryview, offset: int) -> None:
         """Reads straight into contiguous memory; ImageError if the file ends before."""
         _fill(target, self.at(offset, target.nbytes), self.name)
 
@@ -113,7 +115,7 @@ class RemoteFile:
             self._blocks[block] = self._range(block * _BLOCK_BYTES, _BLOCK_BYTES)
         return self._blocks[block][begin : begin + length]
 
-    def fill(self, target: npt.NDArray[np.generic], offset: int) -> None:
+    def fill(self, target: memoryview, offset: int) -> None:
         """Reads straight into contiguous memory; ImageError if the file ends before."""
         _fill(target, self.at(offset, target.nbytes), self.name)
 
@@ -140,9 +142,8 @@ class RemoteFile:
         self._handle.close()
 
 
-@contextlib.contextmanager
-def opened(root: Root, path: str) -> Iterator[ImageFile]:
-    """Opens a file below the root.
+def open_file(root: Root, path: str, stack: contextlib.ExitStack) -> ImageFile:
+    """Opens a file below the root; `stack` closes it.
 
     Raises:
         OSError: as the system says, for a local file.
@@ -150,25 +151,17 @@ def opened(root: Root, path: str) -> Iterator[ImageFile]:
         RootVanishedError: if an object store does not answer.
     """
     if root.folder is None:
-        root.check(path)
-        remote = RemoteFile(root, path)
-        try:
-            yield remote
-        finally:
-            remote.close()
-        return
+        return stack.enter_context(contextlib.closing(RemoteFile(root, path)))
     name = root.local_path(path)
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield LocalFile(descriptor, name)
-    finally:
-        os.close(descriptor)
+    stack.callback(os.close, descriptor)
+    return LocalFile(descriptor, name)
 
 
-def _fill(target: npt.NDArray[np.generic], data: bytes, name: str) -> None:
+def _fill(target: memoryview, data: bytes, name: str) -> None:
     if len(data) != target.nbytes:
         raise _shorter(name)
-    target.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, dtype=np.uint8)
+    target.cast("B")[:] = data
 
 
 def _shorter(name: str) -> ImageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +14,9 @@ from phenoscale.screens import encoded, packed, tiff, tiff_pixels
 from phenoscale.screens.entries import Entry
 from phenoscale.screens.errors import DECODE_ERRORS, ImageError
 from phenoscale.screens.headers import ImageHeader, check_header, check_same
-from phenoscale.screens.image_file import ImageFile, opened
+from phenoscale.screens.image_file import ImageFile, open_file
 from phenoscale.screens.other_tiff import decode_other_tiff
-from phenoscale.screens.parquet_images import opened_cell
+from phenoscale.screens.parquet_images import read_cell
 from phenoscale.screens.storage import Root
 from phenoscale.screens.zarr_pixels import read_zarr, read_zarr_header
 
@@ -36,35 +36,29 @@ class Image(Protocol):
         """Fills (k, n, h, w) `out`, of the header's type, with windows of the n channels."""
 
 
-@contextlib.contextmanager
-def open_image(root: Root, entry: Entry, expected_channels: int) -> Iterator[Image]:
-    """Opens an entry and checks its header.
+def open_image(
+    root: Root, entry: Entry, expected_channels: int, stack: contextlib.ExitStack
+) -> Image:
+    """Opens an entry and checks its header; `stack` closes it.
 
     Raises:
         OSError: as the system says, for local files.
         ImageError: for whatever is no image of that many channels.
         RootVanishedError: if the root no longer answers.
     """
-    with contextlib.ExitStack() as stack:
-        image: Image
-        if entry.kind == "file":
-            image = _File(stack.enter_context(opened(root, entry.path)))
-        elif entry.kind == "cell":
-            cell = opened_cell(root, entry.path, entry.number, entry.column)
-            image = _File(stack.enter_context(cell))
-        elif entry.kind == "zarr":
-            image = _Zarr(root, entry)
-        elif entry.kind == "packed":
-            image = _Packed(root, entry)
-        else:
-            image = _Maximum(
-                [
-                    stack.enter_context(open_image(root, part, expected_channels))
-                    for part in entry.parts
-                ]
-            )
-        check_header(image.header, image.name, expected_channels)
-        yield image
+    image: Image
+    if entry.kind == "file":
+        image = _File(open_file(root, entry.path, stack))
+    elif entry.kind == "cell":
+        image = _File(read_cell(root, entry.path, entry.number, entry.column))
+    elif entry.kind == "zarr":
+        image = _Zarr(root, entry)
+    elif entry.kind == "packed":
+        image = _Packed(root, entry)
+    else:
+        image = _Maximum([open_image(root, p, expected_channels, stack) for p in entry.parts])
+    check_header(image.header, image.name, expected_channels)
+    return image
 
 
 class _File:

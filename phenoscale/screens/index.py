@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from phenoscale.screens.errors import MissingImageError
 from phenoscale.screens.fingerprint import content_digest
 from phenoscale.screens.index_format import (
+    BLOCK_ROWS,
     GROUP_ROWS,
     IMAGE_COLUMNS,
     IMAGE_FIELDS,
@@ -94,11 +95,13 @@ class ScreenIndex:
                 "`phenoscale index`."
             ) from error
         facts = read_facts(file.metadata.metadata, str(location))
-        if file.metadata.num_row_groups != len(facts.digests):
+        blocks, rows = file.metadata.num_row_groups, file.metadata.num_rows
+        sizes = [file.metadata.row_group(i).num_rows for i in range(blocks)]
+        if -(-rows // GROUP_ROWS) != len(facts.digests) or any(n != BLOCK_ROWS for n in sizes[:-1]):
             raise ValueError(
-                f"{location} has changed since it was built: it has {file.metadata.num_row_groups} "
-                f"groups of rows and digests of {len(facts.digests)}. Build it again with "
-                "`phenoscale index`."
+                f"{location} has changed since it was built: it has {rows} rows in {blocks} row "
+                f"groups, and digests of {len(facts.digests)} groups of {GROUP_ROWS}. Build it "
+                "again with `phenoscale index`."
             )
         return cls(location, file, facts, root or _joined(parent, facts.root))
 
@@ -140,8 +143,9 @@ class ScreenIndex:
 
     @functools.cached_property
     def plates(self) -> pd.DataFrame:
-        """Plates in row order: experimental_batch, plate, first_row, rows, scaled_channels, ..."""
-        return self.facts.plates.to_pandas()
+        """Plates in row order. Columns experimental_batch, plate, first_row, rows."""
+        names = ["experimental_batch", "plate", "first_row", "rows"]
+        return self.facts.plates.select(names).to_pandas()
 
     def group_rows(self, group: int) -> range:
         """Rows of a group."""
@@ -153,25 +157,26 @@ class ScreenIndex:
         Raises:
             ValueError: if the file has changed since it was built.
         """
-        table = self._read([group], list(IMAGE_COLUMNS))
+        table = self._read(range(group, group + 1), list(IMAGE_COLUMNS))
+        table = table.take(np.arange(len(table)))  # a copy, that the rest of its block may go
         columns = {name: table[name] for name in IMAGE_COLUMNS if name not in ("paths", "dtype")}
         numbers = {name: np.asarray(column) for name, column in columns.items()}
-        return Sites(paths=table["paths"].chunk(0), **numbers)
+        return Sites(paths=table["paths"].combine_chunks(), **numbers)
 
     def scale(self, row: int, channel_set: int) -> tuple[tuple[float, float], ...] | None:
         """(low, high) grey value of each channel of a site; None where its plate has no scale."""
         plate = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self._scale(plate, channel_set)
 
-    def column(self, name: str, groups: Sequence[int]) -> np.ndarray:
-        """One numeric column of some groups of rows, in their order; not verified."""
-        return np.asarray(self._file.read_row_groups(list(groups), columns=[name])[name])
+    def column(self, name: str, groups: range) -> np.ndarray:
+        """One column of neighbouring groups of rows; not verified."""
+        return np.asarray(self._groups(groups, [name])[name])
 
     def scan(self, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
         """Passes through all rows: (first row, table of the columns), not verified."""
         for first in range(0, self.num_groups, _SCAN_GROUPS):
             groups = range(first, min(first + _SCAN_GROUPS, self.num_groups))
-            yield first * GROUP_ROWS, self._file.read_row_groups(list(groups), columns=columns)
+            yield first * GROUP_ROWS, self._groups(groups, columns)
 
     def verified(self) -> Iterator[tuple[int, pa.Table]]:
         """Passes through all rows and columns: (first row, table), verified, in bounded memory."""
@@ -181,7 +186,8 @@ class ScreenIndex:
 
     def take(self, rows: Sequence[int]) -> pa.Table:
         """Some rows, all columns, in the order given; verified."""
-        tables = {g: self._read([g], None) for g in sorted({row // GROUP_ROWS for row in rows})}
+        groups = sorted({row // GROUP_ROWS for row in rows})
+        tables = {g: self._read(range(g, g + 1), None) for g in groups}
         parts = [tables[row // GROUP_ROWS].slice(row % GROUP_ROWS, 1) for row in rows]
         return pa.concat_tables(parts) if parts else self._file.schema_arrow.empty_table()
 
@@ -286,7 +292,7 @@ class ScreenIndex:
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  an index lives as long as its process
     def _scale(self, plate: int, channel_set: int) -> tuple[tuple[float, float], ...] | None:
-        facts = self.plates.iloc[plate]
+        (facts,) = self.facts.plates.slice(plate, 1).to_pylist()
         ranges = zip(facts["low"], facts["high"], strict=True)
         scale = dict(zip(facts["scaled_channels"], ranges, strict=True))
         if not scale:
@@ -294,9 +300,18 @@ class ScreenIndex:
         # A channel without 16-bit images in this plate has no scale and needs none.
         return tuple(scale.get(name, (0.0, 65535.0)) for name in self.channel_sets[channel_set])
 
-    def _read(self, groups: Sequence[int], columns: list[str] | None) -> pa.Table:
+    def _groups(self, groups: range, columns: list[str] | None) -> pa.Table:
+        """Rows of neighbouring groups, out of the file's blocks."""
+        blocks = range(
+            groups[0] * GROUP_ROWS // BLOCK_ROWS, groups[-1] * GROUP_ROWS // BLOCK_ROWS + 1
+        )
+        table = self._file.read_row_groups(list(blocks), columns=columns)
+        first = groups[0] * GROUP_ROWS - blocks[0] * BLOCK_ROWS
+        return table.slice(first, self.group_rows(groups[-1]).stop - groups[0] * GROUP_ROWS)
+
+    def _read(self, groups: range, columns: list[str] | None) -> pa.Table:
         try:
-            table = self._file.read_row_groups(list(groups), columns=columns).combine_chunks()
+            table = self._groups(groups, columns).combine_chunks()
             digests = self._digests_of(table, groups, whole=columns is None)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(

@@ -28,7 +28,9 @@ from phenoscale.screens.storage import Root
 INDEX_VERSION = 2
 """Changes when the columns, the row order or the digests change."""
 GROUP_ROWS = 4096
-"""Rows of a row group, the unit in which rows are read and shuffled."""
+"""Rows of a group, the unit in which rows are shuffled, verified and kept."""
+BLOCK_ROWS = 16 * GROUP_ROWS
+"""Rows of a row group of the Parquet file: larger, since each costs memory while a file is open."""
 SORT_KEYS = ("experimental_batch", "plate", "well", "site", "site_id")
 """Row order of an index; site_id, which is unique, settles ties."""
 
@@ -212,7 +214,7 @@ class IndexWriter:
         }
         arrays = [columns[name] for name in self._schema.names]
         self._waiting.append(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._flush(GROUP_ROWS)
+        self._flush(BLOCK_ROWS)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
@@ -235,12 +237,11 @@ class IndexWriter:
         if waiting < at_least:
             return
         table = pa.concat_tables(self._waiting).combine_chunks()
-        whole = waiting if at_least == 1 else waiting // GROUP_ROWS * GROUP_ROWS
+        whole = waiting if at_least == 1 else waiting // BLOCK_ROWS * BLOCK_ROWS
+        for first in range(0, whole, GROUP_ROWS):
+            self._digests += group_digests(table.slice(first, min(GROUP_ROWS, whole - first)))
         try:
-            for first in range(0, whole, GROUP_ROWS):
-                group = table.slice(first, min(GROUP_ROWS, whole - first))
-                self._digests += group_digests(group)
-                self._file.write_table(group, row_group_size=GROUP_ROWS)
+            self._file.write_table(table.slice(0, whole), row_group_size=BLOCK_ROWS)
         except OSError as error:
             raise self._failed(error) from error
         self._waiting = [table.slice(whole)] if whole < waiting else []

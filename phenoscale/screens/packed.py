@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import mmap
 import os
 import weakref
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ import numpy.typing as npt
 from phenoscale.screens.errors import DECODE_ERRORS, ImageError
 from phenoscale.screens.headers import ImageHeader
 from phenoscale.screens.shards import (
+    CRC_BYTES,
     DECODERS,
     METADATA,
     REMEDY,
@@ -165,8 +168,31 @@ def _read(
     array = _array_with(root, name, site)
     meeting = _meeting(array, corners, shape)
     out = np.empty((len(corners), len(positions), *shape), dtype=np.uint8)
+    # A window of a raw site is copied out of the file's pages, without a checksum, which would
+    # have to be taken over the whole site; whole sites are read the other way.
+    if array.is_raw and root.folder is not None and shape != array.tile_shape[1:]:
+        pixels = _raw_site(root, name, site, array)
+        for window, (top, left) in zip(out, corners, strict=True):
+            for plane, position in zip(window, positions, strict=True):
+                plane[:] = pixels[position, top : top + shape[0], left : left + shape[1]]
+        return out
     _cut(_fetch(root, name, site, array, meeting), positions, corners, shape, meeting, out)
     return out
+
+
+def _raw_site(root: Root, name: str, site: int, array: PackedArray) -> Pixels:
+    """A site of a raw array of a local store, as a view of its shard's pages: uint8 (C, H, W)."""
+    number, at = divmod(site, array.sites_per_shard)
+    shard = _shard(root, name, number)
+    offset, length = shard.entries[at, 0, 0].tolist()
+    if offset < 0:
+        return np.zeros(array.tile_shape, np.uint8)
+    if length != math.prod(array.tile_shape) + CRC_BYTES:
+        raise ImageError(
+            f"site {site} of {name} (shard {shard_key(number)}) has {length} bytes, "
+            f"{math.prod(array.tile_shape) + CRC_BYTES} are required. {REMEDY}"
+        )
+    return shard.pages[offset : offset + length - CRC_BYTES].reshape(array.tile_shape)
 
 
 def _plain(corners: Corners) -> list[Cell]:
@@ -179,7 +205,7 @@ def _meeting(
 ) -> dict[Cell, list[int]]:
     """The tiles that windows meet, in the order of the store, with the windows of each."""
     height, width = shape
-    size = array.tile_px
+    size = array.side_px
     meeting: dict[Cell, list[int]] = {}
     for number, (top, left) in enumerate(corners):
         if (
@@ -221,7 +247,7 @@ def _cut(
     meeting: dict[Cell, list[int]],
     out: Sequence[Pixels] | Pixels,
 ) -> None:
-    array, (height, width), size = fetched.array, shape, fetched.array.tile_px
+    array, (height, width), size = fetched.array, shape, fetched.array.side_px
     # One tile's memory for all of them, so that it stays in the processor's cache.
     scratch = np.empty(array.tile_shape, dtype=np.uint8)
     flat = scratch.reshape(-1)
@@ -274,6 +300,12 @@ class _Shard:
         begin = max(0, size - array.index_bytes)
         tail = self._bytes(begin, size - begin)
         self.entries: Entries = parse_index(tail, array, size, self._path)
+
+    @functools.cached_property
+    def pages(self) -> Pixels:
+        """The bytes of a local shard, read by the system when they are touched."""
+        assert self._handle is not None
+        return np.frombuffer(mmap.mmap(self._handle, 0, prot=mmap.PROT_READ), np.uint8)
 
     def _opened(self) -> int:
         return os.open(self._root.local_path(self._path), os.O_RDONLY)

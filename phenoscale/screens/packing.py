@@ -50,8 +50,10 @@ class PlannedArray:
     """Its geometry."""
 
 
-def plan_store(index: ScreenIndex, shard_bytes: int = SHARD_BYTES) -> tuple[PlannedArray, ...]:
-    """The arrays of a screen's packed copy, in order; a function of the index alone."""
+def plan_store(
+    index: ScreenIndex, shard_bytes: int = SHARD_BYTES, raw: bool = True
+) -> tuple[PlannedArray, ...]:
+    """The arrays of a screen's packed copy, in order; a function of the arguments alone."""
     planned: list[PlannedArray] = []
     shards = 0
     for plate in range(len(index.plates)):
@@ -66,6 +68,7 @@ def plan_store(index: ScreenIndex, shard_bytes: int = SHARD_BYTES) -> tuple[Plan
                 height_px=height,
                 width_px=width,
                 sites_per_shard=min(count, max(1, shard_bytes // (channels * height * width))),
+                **({"tile_px": 0, "codec": "none"} if raw else {}),
             )
             planned.append(
                 PlannedArray(

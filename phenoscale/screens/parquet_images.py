@@ -7,7 +7,6 @@ hand serves the rows that follow: the channels of a site lie beside each other.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import functools
 import itertools
 import os
@@ -28,8 +27,7 @@ _BUFFER_BYTES = 1 << 20
 _MAX_CELL_BYTES = 1 << 29
 
 
-@contextlib.contextmanager
-def opened_cell(root: Root, path: str, row: int, column: str | None) -> Iterator[MemoryFile]:
+def read_cell(root: Root, path: str, row: int, column: str | None) -> MemoryFile:
     """Gives the image file in one cell.
 
     Args:
@@ -50,7 +48,7 @@ def opened_cell(root: Root, path: str, row: int, column: str | None) -> Iterator
     except DECODE_ERRORS as error:
         _table.cache_clear()
         raise ImageError(f"{name} cannot be read ({error}). Write the table again.") from error
-    yield MemoryFile(data, name)
+    return MemoryFile(data, name)
 
 
 class _Table:

@@ -8,6 +8,7 @@ allows (raw TIFF, strips and tiles, Zarr chunks) only the parts that windows mee
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -215,8 +216,8 @@ def _with_image(root: Root, path: str, expected: int, use: Callable[[Image], T])
     entry = parse_entry(path)
 
     def attempt() -> T:
-        with open_image(root, entry, expected) as image:
-            return use(image)
+        with contextlib.ExitStack() as stack:
+            return use(open_image(root, entry, expected, stack))
 
     try:
         return attempt()

@@ -2,7 +2,7 @@
 
 A packed array is a Zarr v3 array of uint8 (sites, C, H, W), so any reader of that format opens it.
 A shard holds whole sites. A tile (an inner chunk of Zarr) is all channels of a square of one site,
-compressed, followed by its CRC-32C; the index at a shard's end says where each tile lies, and ends
+compressed, or in a raw array of the whole site as it is, followed by its CRC-32C; the index at a shard's end says where each tile lies, and ends
 in a CRC-32C of its own. `docs/packed_store.md` has the figures behind these choices.
 
 Legend: C channels, H and W pixels, t side of a tile.
@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol, Self
 
 import google_crc32c
@@ -39,7 +39,8 @@ METADATA = "zarr.json"
 """Name of Zarr's metadata file, in a store's folder and in each array's."""
 
 _CODECS: Any = imagecodecs  # its annotations do not know of arrays as `out`
-_CRC_BYTES = 4
+CRC_BYTES = 4
+"""Bytes of the checksum behind a tile, and behind a shard's index."""
 _CRC_RESIDUE = 0x48674BC7
 _ENTRY_BYTES = 16  # offset and length of a tile, uint64 each
 _ABSENT = -1  # 2**64 - 1 as int64: a tile that was not written, all fill value
@@ -67,24 +68,37 @@ class PackedArray:
     sites_per_shard: int
     """Sites of a shard; the last one may hold fewer."""
     tile_px: int = TILE_PX
-    """Side of a tile; those at the lower and right edge reach beyond the site, padded with 0."""
+    """Side of a tile; those at the lower and right edge reach beyond the site, padded with 0. Of
+    a raw array 0: its tiles are whole sites."""
     codec: str = "blosc"
     """Zarr's name of the tiles' compression, one of `DECODERS`."""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether sites lie in their shards as they are, so that a window is a view of memory."""
+        return self.tile_px == 0
+
+    @functools.cached_property
+    def side_px(self) -> int:
+        """Distance between neighbouring tiles; of a raw array more than any site has."""
+        return self.tile_px or max(self.height_px, self.width_px)
 
     @functools.cached_property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        return math.ceil(self.height_px / self.tile_px), math.ceil(self.width_px / self.tile_px)
+        return math.ceil(self.height_px / self.side_px), math.ceil(self.width_px / self.side_px)
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:
-        """(C, t, t)."""
+        """(C, t, t); of a raw array (C, H, W)."""
+        if self.is_raw:
+            return self.num_channels, self.height_px, self.width_px
         return self.num_channels, self.tile_px, self.tile_px
 
     @property
     def index_bytes(self) -> int:
         """Bytes of a shard's index with its checksum."""
-        return self.sites_per_shard * math.prod(self.grid) * _ENTRY_BYTES + _CRC_BYTES
+        return self.sites_per_shard * math.prod(self.grid) * _ENTRY_BYTES + CRC_BYTES
 
     @property
     def num_shards(self) -> int:
@@ -100,14 +114,11 @@ class PackedArray:
         """The array's `zarr.json`, with our settings of compression."""
         bytes_codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
         checksum = {"name": "crc32c"}
-        rows, columns = (n * self.tile_px for n in self.grid)
+        compression = [] if self.is_raw else [{"name": "blosc", "configuration": COMPRESSION}]
+        rows, columns = (n * t for n, t in zip(self.grid, self.tile_shape[1:], strict=True))
         sharding = {
             "chunk_shape": [1, *self.tile_shape],
-            "codecs": [
-                {"name": "bytes"},
-                {"name": "blosc", "configuration": COMPRESSION},
-                checksum,
-            ],
+            "codecs": [{"name": "bytes"}, *compression, checksum],
             "index_codecs": [bytes_codec, checksum],
             "index_location": "end",
         }
@@ -151,7 +162,7 @@ class PackedArray:
             and 1 <= array.height_px
             and 1 <= array.width_px
             and array.height_px * array.width_px <= MAX_PIXELS
-            and 1 <= array.tile_px <= _MAX_TILE_PX
+            and (1 <= array.tile_px <= _MAX_TILE_PX or (array.is_raw and array.codec == "none"))
             and 0 <= array.num_sites
             and 1 <= array.sites_per_shard
             and array.index_bytes <= _MAX_INDEX_BYTES
@@ -184,7 +195,7 @@ class PackedArray:
             height_px=height,
             width_px=width,
             sites_per_shard=per_shard,
-            tile_px=max(tile, 1),
+            tile_px=0 if (tile, tile_columns) == (height, width) else max(tile, 1),
             codec=compression,
         )
         required = {
@@ -202,8 +213,11 @@ class PackedArray:
             "compression": (compression in DECODERS, True),
             "index_codecs": ([c["name"] for c in inner["index_codecs"]], ["bytes", "crc32c"]),
             "index_location": (inner.get("index_location", "end"), "end"),
-            "tile": ([one, tile_channels, tile_columns], [1, channels, tile]),
-            "shard": (shard_shape, [channels, *(n * array.tile_px for n in array.grid)]),
+            "tile": ([one, tile_channels, tile, tile_columns], [1, *array.tile_shape]),
+            "shard": (
+                shard_shape,
+                [channels, *(n * t for n, t in zip(array.grid, array.tile_shape[1:], strict=True))],
+            ),
         }
         for key, (value, wanted) in required.items():
             if value != wanted:
@@ -234,24 +248,34 @@ def write_shard(sink: BinaryIO, array: PackedArray, images: Iterable[Pixels | No
         Bytes written.
     """
     rows, columns = array.grid
-    size = array.tile_px
     entries = np.full((array.sites_per_shard, rows, columns, 2), _ABSENT, dtype=np.int64)
-    padded = np.zeros((array.num_channels, rows * size, columns * size), dtype=np.uint8)
     at = 0
     for site, image in enumerate(images):
         if image is None:
             continue
-        padded[:, : array.height_px, : array.width_px] = image
-        for row in range(rows):
-            band = padded[:, row * size : (row + 1) * size]
-            for column in range(columns):
-                tile = encode_tile(band[:, :, column * size : (column + 1) * size])
-                sink.write(tile)
-                entries[site, row, column] = at, len(tile)
-                at += len(tile)
+        for (row, column), tile in _encoded(array, image):
+            sink.write(tile)
+            entries[site, row, column] = at, len(tile)
+            at += len(tile)
     index = entries.astype("<i8").tobytes()
     sink.write(index + _checksum(index))
     return at + array.index_bytes
+
+
+def _encoded(array: PackedArray, image: Pixels) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """The tiles of a site with their checksums, by row and column."""
+    if array.is_raw:
+        pixels = np.ascontiguousarray(image).tobytes()
+        yield (0, 0), pixels + _checksum(pixels)
+        return
+    rows, columns = array.grid
+    size = array.tile_px
+    padded = np.zeros((array.num_channels, rows * size, columns * size), dtype=np.uint8)
+    padded[:, : array.height_px, : array.width_px] = image
+    for row in range(rows):
+        band = padded[:, row * size : (row + 1) * size]
+        for column in range(columns):
+            yield (row, column), encode_tile(band[:, :, column * size : (column + 1) * size])
 
 
 def encode_tile(tile: Pixels) -> bytes:
@@ -288,7 +312,7 @@ def parse_index(tail: bytes, array: PackedArray, shard_bytes: int, name: str) ->
     Raises:
         ImageError: if the index is truncated, fails its checksum or points outside the shard.
     """
-    body = tail[:-_CRC_BYTES]
+    body = tail[:-CRC_BYTES]
     if len(tail) != array.index_bytes or not is_whole(tail):
         raise ImageError(
             f"{name} is truncated or damaged: its index does not match its checksum "
@@ -298,7 +322,7 @@ def parse_index(tail: bytes, array: PackedArray, shard_bytes: int, name: str) ->
     offset, length = entries[..., 0], entries[..., 1]
     most = math.prod(array.tile_shape) + _CODEC_SLACK
     absent = (offset == _ABSENT) & (length == _ABSENT)
-    inside = (length > _CRC_BYTES) & (length <= most) & (offset >= 0)
+    inside = (length > CRC_BYTES) & (length <= most) & (offset >= 0)
     # A length is small here, so the difference cannot overflow.
     inside &= offset <= shard_bytes - array.index_bytes - np.where(inside, length, 0)
     if not (absent | inside).all():
@@ -346,12 +370,12 @@ REMEDY = "Run `phenoscale pack` again: it writes damaged shards anew."
 
 
 def _zstd(tile: bytes, *, out: Pixels) -> Pixels:
-    decoded: Pixels = _CODECS.zstd_decode(tile[:-_CRC_BYTES], out=out)
+    decoded: Pixels = _CODECS.zstd_decode(tile[:-CRC_BYTES], out=out)
     return decoded
 
 
 def _none(tile: bytes, *, out: Pixels) -> Pixels:
-    decoded = np.frombuffer(tile, dtype=np.uint8)[:-_CRC_BYTES]
+    decoded = np.frombuffer(tile, dtype=np.uint8)[:-CRC_BYTES]
     out[: decoded.size] = decoded
     return decoded
 
@@ -374,7 +398,7 @@ DECODERS: dict[str, Decoder] = {
 
 def _checksum(data: bytes) -> bytes:
     crc: int = google_crc32c.value(data)
-    return crc.to_bytes(_CRC_BYTES, "little")
+    return crc.to_bytes(CRC_BYTES, "little")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

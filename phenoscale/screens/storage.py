@@ -294,7 +294,8 @@ class Root:
                 )
         with self._opened(path) as file:
             rest = max(0, file.size() - offset)
-            return bytes(file.read_at(rest if length is None else min(rest, length), offset))
+            wanted = rest if length is None else min(rest, length)
+            return bytes(file.read_at(wanted, offset)) if wanted else b""
 
     def _opened(self, path: str) -> pa.NativeFile:
         system, base = _filesystem(self.url)

@@ -27,19 +27,20 @@ STORE_VERSION = 1
 _PART = ".part"
 
 
-def claim_store(location: str | os.PathLike[str], fingerprint: str) -> Root:
+def claim_store(location: str | os.PathLike[str], fingerprint: str, raw: bool = True) -> Root:
     """Makes the folder of a store, or finds it there, begun or finished.
 
     Args:
         location: local folder, or URL.
         fingerprint: of the screen that it is a copy of.
+        raw: whether its sites are not compressed.
 
     Raises:
         ValueError: if the folder holds something else, or a copy of another screen.
         OSError: if it cannot be written.
     """
     root = _root(location)
-    mine = {"version": STORE_VERSION, "fingerprint": fingerprint}
+    mine = {"version": STORE_VERSION, "fingerprint": fingerprint, "raw": raw}
     held = (path for path, _ in root.files() if not path.endswith(_PART)) if root.exists() else ()
     first = next(iter(held), None)
     if first is None:
@@ -52,7 +53,7 @@ def claim_store(location: str | os.PathLike[str], fingerprint: str) -> Root:
         )
     if (found := _claim(marker)) != mine:
         raise ValueError(
-            f"{root.url} is a packed store of another screen or version ({found}; required is "
+            f"{root.url} is a packed store of another screen, codec or version ({found}; required is "
             f"{mine}). Give another folder, or remove that one."
         )
     return root

@@ -52,10 +52,10 @@ class Subset:
         remaining = index.num_sites - sum(len(r) for r in ranges)
         highest, wells = 2**64 - 1, 0
         if remaining and data_fraction < 1:
-            hashes = np.concatenate([_distinct(h) for _, h in _hashes(index, ranges)])
-            hashes = np.unique(hashes)
+            hashes = _of_wells(index, ranges)
             wells = len(hashes)
             kept = int(data_fraction * wells + 0.5)
+            hashes.partition(max(0, kept - 1))
             highest = int(hashes[kept - 1]) if kept else -1
         if not remaining or highest < 0:
             raise ValueError(
@@ -80,27 +80,32 @@ class Subset:
 
     def rows_of(self, group: int, well_hash: np.ndarray) -> Rows:
         """Rows of the subset in a group, int64 and ascending, given the group's well hashes."""
-        rows = self.index.group_rows(group)
-        kept = (well_hash <= np.uint64(self.highest)) & _inside(
-            rows.start, len(rows), self.held_out
-        )
-        return rows.start + np.flatnonzero(kept)
+        first = self.index.group_rows(group).start
+        return first + np.flatnonzero(self._kept(first, well_hash))
 
     def rows(self) -> Rows:
         """All rows of the subset, int64 and ascending: for screens whose list fits in memory."""
-        groups = range(self.index.num_groups)
-        found = [self.rows_of(g, self.index.column("well_hash", [g])) for g in groups]
-        return np.concatenate(found)
+        return np.concatenate(
+            [
+                first + np.flatnonzero(self._kept(first, hashes))
+                for first, hashes in _hashes(self.index, self.held_out, whole=True)
+            ]
+        )
 
     def plate_counts(self) -> np.ndarray:
         """int64 (plates,): rows of the subset in each plate."""
         counts = np.zeros(len(self.index.plates), np.int64)
         first_rows = self.index.plates["first_row"].to_numpy()
         for first, hashes in _hashes(self.index, self.held_out, whole=True):
-            kept = (hashes <= np.uint64(self.highest)) & _inside(first, len(hashes), self.held_out)
-            plates = np.searchsorted(first_rows, first + np.flatnonzero(kept), side="right") - 1
+            rows = first + np.flatnonzero(self._kept(first, hashes))
+            plates = np.searchsorted(first_rows, rows, side="right") - 1
             counts += np.bincount(plates, minlength=len(counts))
         return counts
+
+    def _kept(self, first: int, hashes: np.ndarray) -> np.ndarray:
+        """Bool per row from `first` on: whether it belongs to the subset."""
+        within = _inside(first, len(hashes), self.held_out)
+        return within & (hashes <= np.uint64(self.highest))
 
 
 def _hashes(
@@ -112,9 +117,16 @@ def _hashes(
         yield first, hashes if whole else hashes[_inside(first, len(hashes), held_out)]
 
 
-def _distinct(hashes: np.ndarray) -> np.ndarray:
-    """Rows of a well stand together, so neighbours are compared: a fraction of what is sorted."""
-    return hashes[np.append(True, hashes[1:] != hashes[:-1])] if len(hashes) else hashes
+def _of_wells(index: ScreenIndex, held_out: tuple[range, ...]) -> np.ndarray:
+    """Hash of each remaining well, uint64: rows of a well stand together, so neighbours tell."""
+    found = []
+    last = None
+    for _, hashes in _hashes(index, held_out):
+        if len(hashes):
+            is_new = np.append(hashes[0] != last, hashes[1:] != hashes[:-1])
+            found.append(hashes[is_new])
+            last = hashes[-1]
+    return np.concatenate(found)
 
 
 def _inside(first: int, count: int, held_out: tuple[range, ...]) -> np.ndarray:

@@ -17,6 +17,7 @@ import imagecodecs
 from phenoscale.screens.errors import ImageError
 from phenoscale.screens.headers import MAX_CHANNELS, MAX_PIXELS, ImageHeader, check_size
 from phenoscale.screens.image_file import ImageFile
+from phenoscale.screens.other_tiff import other_tiff_header
 
 # Byte order, and whether it is a BigTIFF.
 MAGIC = {
@@ -47,11 +48,25 @@ RAW, LZW = 1, 5
 _METAMORPH_PLANES = 33629
 _EXTENT = (_WIDTH, _HEIGHT, _BITS, _OFFSETS, _BYTE_COUNTS, _TILE_OFFSETS, _TILE_BYTE_COUNTS)
 _LETTERS = {2: "s", 3: "H", 4: "I", 16: "Q"}
+_BYTES = {2: 1, 3: 2, 4: 4, 16: 8}
 # Values that a page must have to be understood here; absent tags have the first.
 _PLAIN = {
     _FILL_ORDER: (1,), _SAMPLE_FORMAT: (1,), _SUBFILE: (0,), _DESCRIPTION: (0,),
     _METAMORPH_PLANES: (0,), _COMPRESSION: tuple(DECODERS), _PREDICTOR: (1, 2),
 }  # fmt: skip
+_KNOWN = frozenset(
+    (
+        *_EXTENT,
+        *_PLAIN,
+        _PHOTOMETRIC,
+        _SAMPLES,
+        _ROWS,
+        _PLANAR,
+        _TILE_WIDTH,
+        _TILE_HEIGHT,
+        _SUB_IFDS,
+    )
+)
 
 Tags = dict[int, tuple[int, ...]]
 Pieces = list[tuple[int, int]]
@@ -91,10 +106,9 @@ def read_tiff_header(file: ImageFile) -> tuple[ImageHeader, TiffLayout | None]:
     _check_one_size(pages, file.name)
     layout = _layout(pages, file, order)
     if layout is None:
-        from phenoscale.screens.other_tiff import other_tiff_header
-
         return other_tiff_header(file), None
-    height, width, bits = (pages[0][tag][0] for tag in (_HEIGHT, _WIDTH, _BITS))
+    first = pages[0]
+    height, width, bits = first[_HEIGHT][0], first[_WIDTH][0], first[_BITS][0]
     return ImageHeader(
         num_channels=len(layout.pieces) * layout.samples, height_px=height, width_px=width,
         dtype=f"uint{bits}", offset=_raw_offset(layout, height * width * bits // 8),
@@ -107,7 +121,7 @@ def _pages(file: ImageFile, order: str, big: bool) -> list[Tags]:
         (f"{order}Q", f"{order}HHQ8s", f"{order}Q") if big else
         (f"{order}H", f"{order}HHI4s", f"{order}I")
     )  # fmt: skip
-    prefix, entry, width = (struct.calcsize(f) for f in (count_form, entry_form, offset_form))
+    prefix, entry, width = (8, 20, 8) if big else (2, 12, 4)
     pages: list[Tags] = []
     (offset,) = struct.unpack(offset_form, file.at(8 if big else 4, width))
     while offset and len(pages) <= MAX_CHANNELS:
@@ -138,6 +152,8 @@ def _pages(file: ImageFile, order: str, big: bool) -> list[Tags]:
 def _tags(file: ImageFile, block: bytes, order: str, form: str, page: int) -> Tags:
     tags: Tags = {}
     for code, kind, number, value in struct.iter_unpack(form, block):
+        if code not in _KNOWN:
+            continue
         if code == _METAMORPH_PLANES:
             # One page of a MetaMorph stack stands for many planes.
             tags[code] = (int(number > 1),)
@@ -145,13 +161,11 @@ def _tags(file: ImageFile, block: bytes, order: str, form: str, page: int) -> Ta
         if letter is None:
             continue
         number = min(number, MAX_PIXELS)
-        length = number * struct.calcsize(f"{order}{letter}")
+        length = number * _BYTES[kind]
         if length > len(value):
             (place,) = struct.unpack(f"{order}{'I' if len(value) == 4 else 'Q'}", value)
             if code in _EXTENT and place + length > file.size:
                 raise ImageError(f"{file.name} is truncated within the header of page {page}.")
-            if code not in _PLAIN and code not in _EXTENT:
-                continue
             value = file.at(place, length)
         if code == _DESCRIPTION:
             # ImageJ, and tifffile when told to truncate, describe channels that have no page.

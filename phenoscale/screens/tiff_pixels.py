@@ -44,15 +44,18 @@ def read_raw(
         for position in positions
     ]
     file.expect([(begin, rows * row_bytes) for plane in begins for begin in plane])
-    narrow = columns < header.width_px
-    strip = np.empty((rows, header.width_px), dtype=out.dtype) if narrow else None
-    for channel, plane in enumerate(begins):
-        for number, (_, left) in enumerate(corners):
-            if strip is None:
-                file.fill(out[number, channel], plane[number])
-            else:
-                file.fill(strip, plane[number])
-                out[number, channel] = strip[:, left : left + columns]
+    if columns == header.width_px:
+        for channel, plane in enumerate(begins):
+            for number, begin in enumerate(plane):
+                file.fill(out[number, channel].data, begin)
+    else:
+        strip = np.empty((rows, header.width_px), dtype=out.dtype)
+        buffer = strip.data
+        parts = [strip[:, left : left + columns] for _, left in corners]
+        for channel, plane in enumerate(begins):
+            for window, part, begin in zip(out, parts, plane, strict=True):
+                file.fill(buffer, begin)
+                window[channel] = part
     if out.itemsize > 1 and layout.byte_order != _NATIVE:
         out.byteswap(inplace=True)
 
