@@ -16,6 +16,7 @@ import torch
 from benchmarks.data_cases import Case, Reads, decode_file, grouped
 from benchmarks.data_peers import Job, Run, cut_into
 from phenoscale.config import Crops
+from phenoscale.parallel import prepare_process
 from phenoscale.screens.build import build_index
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
@@ -98,6 +99,7 @@ def packed_in_process(job: Job) -> Run:
 
 
 def _in_process(crops: CropCutter) -> Run:
+    prepare_process(threads=1)  # as a trial's process is
     return lambda: (batch["crops"] for batch in crops.stream(0, crops.plan.steps))
 
 

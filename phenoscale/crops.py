@@ -27,7 +27,7 @@ from phenoscale.config import Crops, num_steps
 
 WINDOW_GROUPS = 128
 """Groups of rows in a window: as many experimental batches can meet in one global batch."""
-_SPREAD = 16  # steps, at least, over which the crops of one read are spread
+_SPREAD = 8  # steps, at least, over which the crops of one read are spread
 # Of the Feistel network; four already pass as a random permutation (Luby & Rackoff 1988).
 _ROUNDS = 6
 # Streams of random numbers of one plan.

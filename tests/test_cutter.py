@@ -154,10 +154,10 @@ def test_a_stream_is_its_steps_in_order(screen: ScreenIndex, crops_per_read: int
 def test_chapters_end_where_reads_do(screen: ScreenIndex):
     crops = dataclasses.replace(CROPS, passes=8, crops_per_read=4, held_out=())
     plan = cutter_of(screen, crops).plan
-    assert (plan.steps, plan.chapter_steps) == (64, 16)
-    assert list(chapters(plan, 0, 64)) == [(0, 16), (16, 32), (32, 48), (48, 64)]
-    assert list(chapters(plan, 5, 40)) == [(5, 16), (16, 32), (32, 40)]
-    assert list(chapters(plan, 5, 64, at_least=17)) == [(5, 32), (32, 64)]
+    assert (plan.steps, plan.chapter_steps) == (64, 8)
+    assert list(chapters(plan, 0, 32)) == [(0, 8), (8, 16), (16, 24), (24, 32)]
+    assert list(chapters(plan, 5, 21)) == [(5, 8), (8, 16), (16, 21)]
+    assert list(chapters(plan, 5, 32, at_least=9)) == [(5, 16), (16, 32)]
     assert list(chapters(plan, 7, 7)) == []
 
 
@@ -167,7 +167,7 @@ def test_a_file_is_read_once_for_all_its_crops_of_a_block(screen: ScreenIndex):
     cutter = cutter_of(screen, crops)
     block = cutter.cut(0, cutter.plan.chapter_steps)
     visits = np.unique(block["rows"], return_counts=True)[1]
-    assert block["rows"].size == 128 and len(visits) == 32 and set(visits) == {4}
+    assert block["rows"].size == 64 and len(visits) == 16 and set(visits) == {4}
 
 
 def one_site(folder: Path, image: np.ndarray) -> ScreenIndex:

@@ -20,7 +20,7 @@ from phenoscale.config import Crops
 from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan
 from phenoscale.screens.errors import ImageError
 from phenoscale.screens.index import Rows, ScreenIndex, Sites
-from phenoscale.screens.readers import read_site, read_windows
+from phenoscale.screens.readers import cut_windows, read_site
 from phenoscale.screens.subset import Subset
 
 Batch = dict[str, np.ndarray]
@@ -82,29 +82,37 @@ class CropCutter:
             BadSiteError: if more sites one after another are unreadable than
                 `crops.tolerated_bad_sites` allows in all, or a site is smaller than a crop.
         """
+        lanes = range(self.plan.global_batch_size) if lanes is None else lanes
+        crops = np.empty((last - first, *self._shape(len(lanes))), np.uint8)
+        return {"crops": crops, **self._cut(first, last, lanes, crops)}
+
+    def _shape(self, lanes: int) -> tuple[int, ...]:
+        size = self.crops.size_px
+        return lanes, len(_opened(self).index.channels), size, size
+
+    def _cut(
+        self, first: int, last: int, lanes: range, out: np.ndarray | list[np.ndarray]
+    ) -> Batch:
+        """Cuts into `out`, for each step (L, C, s, s), and returns all that `cut` has besides."""
         began = time.thread_time()
         opened = _opened(self)
-        at = opened.plan.crops(
-            first, last, range(opened.plan.global_batch_size) if lanes is None else lanes
-        )
-        shape, size = at.site.shape, self.crops.size_px
-        pixels = np.empty((at.site.size, len(opened.index.channels), size, size), dtype=np.uint8)
+        at = opened.plan.crops(first, last, lanes)
+        shape = at.site.shape
         labels, used = np.empty(at.site.size, np.int64), np.empty(at.site.size, np.int64)
         bad = np.full(at.site.size, -1, np.int64)
         sites = at.site.ravel()
         order = np.argsort(sites, kind="stable")
         for same in np.split(order, np.flatnonzero(np.diff(sites[order])) + 1):
-            row, planned = opened.read(int(sites[same[0]]), _part(at, same), pixels, same)
+            targets = [out[i // shape[1]][i % shape[1]] for i in same.tolist()]
+            row, planned = opened.read(int(sites[same[0]]), _part(at, same), targets)
             used[same], labels[same] = row.number, row.label
             bad[same] = -1 if planned == row.number else planned
-        spent = (time.thread_time() - began) / at.site.size
         return {
-            "crops": pixels.reshape(*shape, *pixels.shape[1:]),
             "turns": at.turn,
             "labels": labels.reshape(shape),
             "rows": used.reshape(shape),
             "bad": bad.reshape(shape),
-            "read_cpu_s": np.full(shape, spent),
+            "read_cpu_s": np.full(shape, (time.thread_time() - began) / at.site.size),
         }
 
     def stream(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
@@ -115,9 +123,11 @@ class CropCutter:
         """
         lanes = self.plan.lanes(rank, world)
         for begin, end in chapters(self.plan, first, last):
-            block = self.cut(begin, end, lanes)
-            for step in range(end - begin):
-                yield {name: x[step] for name, x in block.items()}
+            # Memory for each step by itself: pieces of this size are used again when they are free.
+            crops = [np.empty(self._shape(len(lanes)), np.uint8) for _ in range(begin, end)]
+            others = self._cut(begin, end, lanes, crops)
+            for step, pixels in enumerate(crops):
+                yield {"crops": pixels, **{name: x[step] for name, x in others.items()}}
 
 
 def within_tolerance(cutter: CropCutter, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -288,8 +298,8 @@ class _Opened:
         group = int(np.searchsorted(self.starts, site, side="right")) - 1
         return self.screen.row(int(self._rows_of(group)[site - self.starts[group]]))
 
-    def read(self, site: int, at: CropBatch, out: np.ndarray, places: Rows) -> tuple[_Row, int]:
-        """Cuts all crops of one site into `out[places]`, or those of the next readable one.
+    def read(self, site: int, at: CropBatch, out: list[np.ndarray]) -> tuple[_Row, int]:
+        """Cuts all crops of one site into `out`, or those of the next readable one.
 
         Returns:
             The row that was read, and the number of the row that was planned.
@@ -300,17 +310,16 @@ class _Opened:
         row = planned
         for beyond in range(allowed + 1):
             try:
-                windows = self._windows(row, at)
+                self._cut(row, at, out)
             except ImageError as error:
                 if beyond == allowed:
                     raise BadSiteError(_complaint(row.number, error, self.crops)) from error
                 row = self.row((site + beyond + 1) % count)
             else:
-                out[places] = windows
                 return row, planned.number
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _windows(self, row: _Row, at: CropBatch) -> np.ndarray:
+    def _cut(self, row: _Row, at: CropBatch, out: list[np.ndarray]) -> None:
         size_px = self.crops.size_px
         room = row.height_px - size_px, row.width_px - size_px
         if min(room) < 0:
@@ -321,13 +330,13 @@ class _Opened:
             )
         corners = np.stack([at.top * (room[0] + 1), at.left * (room[1] + 1)], axis=1)
         try:
-            return read_windows(
+            cut_windows(
+                out,
                 self.index.root,
                 row.paths,
                 row.channels,
                 self.index.channels,
                 corners.astype(np.int64),
-                size_px,
                 row.scale,
             )
         except ImageError:

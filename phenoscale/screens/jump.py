@@ -184,6 +184,6 @@ def _refuse_twins(sites: pd.DataFrame) -> None:
     if (twins := sites.duplicated(key)).any():
         first = " ".join(map(str, sites[key][twins].iloc[0]))
         raise ValueError(
-            f"{int(twins.sum())} sites stand twice, such as {first}; choose one of their tables with "
-            "--load-data."
+            f"{int(twins.sum())} sites stand twice, such as {first}; choose one of their tables "
+            "with --load-data."
         )

@@ -41,7 +41,7 @@ def summary(found: Found) -> list[str]:
         lines.append(f"channels {', '.join(names)} ({sites:,} sites)")
     reasons: dict[str, list[str]] = defaultdict(list)
     for path, reason in found.passed_over:
-        reasons[reason].append(path)
+        reasons[reason].append(path.rpartition("/")[2])
     lines += [
         f"passed over {len(paths):,} files, {reason}: {some(paths, 3)}"
         for reason, paths in sorted(reasons.items())

@@ -97,7 +97,9 @@ def read_site(root: Root, name: str, site: int, positions: Sequence[int]) -> Pix
     """
     array = _array_with(root, name, site)
     shape = array.height_px, array.width_px
-    return _read(root, name, site, positions, [(0, 0)], shape)[0]
+    out = np.empty((len(positions), *shape), dtype=np.uint8)
+    _read(root, name, site, positions, [(0, 0)], shape, [out])
+    return out
 
 
 def read_windows(
@@ -125,7 +127,22 @@ def read_windows(
         ImageError: as `read_site`.
         ValueError: if a crop does not lie within the site.
     """
-    return _read(root, name, site, positions, _plain(corners), (size_px, size_px))
+    out = np.empty((len(corners), len(positions), size_px, size_px), dtype=np.uint8)
+    cut_windows(root, name, site, positions, corners, size_px, out)
+    return out
+
+
+def cut_windows(
+    root: Root,
+    name: str,
+    site: int,
+    positions: Sequence[int],
+    corners: Corners,
+    size_px: int,
+    out: Sequence[Pixels] | Pixels,
+) -> None:
+    """As `read_windows`, into memory of the caller's: k arrays, uint8 (len(positions), s, s)."""
+    _read(root, name, site, positions, _plain(corners), (size_px, size_px), out)
 
 
 def fetch(root: Root, name: str, site: int, corners: Corners, size_px: int) -> PackedTiles:
@@ -164,20 +181,20 @@ def _read(
     positions: Sequence[int],
     corners: list[Cell],
     shape: tuple[int, int],
-) -> Pixels:
+    out: Sequence[Pixels] | Pixels,
+) -> None:
     array = _array_with(root, name, site)
     meeting = _meeting(array, corners, shape)
-    out = np.empty((len(corners), len(positions), *shape), dtype=np.uint8)
     # A window of a raw site is copied out of the file's pages, without a checksum, which would
     # have to be taken over the whole site; whole sites are read the other way.
     if array.is_raw and root.folder is not None and shape != array.tile_shape[1:]:
         pixels = _raw_site(root, name, site, array)
+        if list(positions) != list(range(array.num_channels)):
+            pixels = pixels[list(positions)]
         for window, (top, left) in zip(out, corners, strict=True):
-            for plane, position in zip(window, positions, strict=True):
-                plane[:] = pixels[position, top : top + shape[0], left : left + shape[1]]
-        return out
+            window[...] = pixels[:, top : top + shape[0], left : left + shape[1]]
+        return
     _cut(_fetch(root, name, site, array, meeting), positions, corners, shape, meeting, out)
-    return out
 
 
 def _raw_site(root: Root, name: str, site: int, array: PackedArray) -> Pixels:

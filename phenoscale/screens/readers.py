@@ -18,9 +18,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from phenoscale.screens import packed
 from phenoscale.screens.entries import parse_entry
 from phenoscale.screens.errors import ImageError, MissingImageError, RootVanishedError
-from phenoscale.screens.headers import ImageHeader, check_same
+from phenoscale.screens.headers import ImageHeader, check_header, check_same
 from phenoscale.screens.images import Image, open_image
 from phenoscale.screens.storage import Root
 
@@ -29,6 +30,7 @@ __all__ = [
     "ImageHeader",
     "MissingImageError",
     "Scale",
+    "cut_windows",
     "read_header",
     "read_native",
     "read_site",
@@ -111,7 +113,9 @@ def read_site(
         ValueError: if `wanted` names a channel that the site does not have.
     """
     positions = _positions(channels, wanted)
-    return _scaled(_read(root, paths, channels, positions, None, 0), positions, scale, paths)[0]
+    return _scaled(
+        _read(root, paths, channels, positions, None, 0), positions, scale, paths, channels
+    )[0]
 
 
 def read_windows(
@@ -143,7 +147,41 @@ def read_windows(
     """
     positions = _positions(channels, wanted)
     plain = corners.tolist() if isinstance(corners, np.ndarray) else list(corners)
-    return _scaled(_read(root, paths, channels, positions, plain, size_px), positions, scale, paths)
+    return _scaled(
+        _read(root, paths, channels, positions, plain, size_px), positions, scale, paths, channels
+    )
+
+
+def cut_windows(
+    out: Sequence[Pixels],
+    root: Root,
+    paths: Sequence[str],
+    channels: Sequence[str],
+    wanted: Sequence[str],
+    corners: Corners,
+    scale: Scale | None = None,
+) -> None:
+    """As `read_windows`, into memory of the caller's: a packed site is copied once, not twice.
+
+    Args:
+        out: k arrays, uint8 (len(wanted), s, s).
+        root: as `read_windows`, like all that follows.
+        paths: entries of the site.
+        channels: its channels.
+        wanted: those to read.
+        corners: int (k, 2).
+        scale: for uint16.
+    """
+    size_px = out[0].shape[1]
+    entry = parse_entry(paths[0])
+    if len(paths) > 1 or entry.kind != "packed":
+        windows = read_windows(root, paths, channels, wanted, corners, size_px, scale)
+        for target, window in zip(out, windows, strict=True):
+            target[...] = window
+        return
+    check_header(packed.read_header(root, entry.path, entry.number), paths[0], len(channels))
+    positions = _positions(channels, wanted)
+    packed.cut_windows(root, entry.path, entry.number, positions, corners, size_px, out)
 
 
 def _read(
@@ -228,7 +266,11 @@ def _with_image(root: Root, path: str, expected: int, use: Callable[[Image], T])
 
 
 def _scaled(
-    native: Native, positions: list[int], scale: Scale | None, paths: Sequence[str]
+    native: Native,
+    positions: list[int],
+    scale: Scale | None,
+    paths: Sequence[str],
+    channels: Sequence[str],
 ) -> Pixels:
     """Maps the grey values of each channel of (k, C, h, w) to 8 bits."""
     if native.dtype == np.uint8:
@@ -237,6 +279,11 @@ def _scaled(
         raise ImageError(
             f"{paths[0]} has uint16 pixels, and no scale to 8 bits is given. Index the screen "
             "again: an index holds the scale of every plate and channel."
+        )
+    if len(scale) != len(channels):
+        raise ValueError(
+            f"A scale of {len(scale)} channels is given, the site has {len(channels)}: "
+            f"{list(channels)}. Give one pair (low, high) for each of them."
         )
     out = np.empty(native.shape, dtype=np.uint8)
     for channel, position in enumerate(positions):

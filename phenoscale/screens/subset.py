@@ -71,8 +71,8 @@ class Subset:
                     kept_rows.astype(np.int64), begins
                 )
         else:
-            groups = [index.group_rows(g) for g in range(index.num_groups)]
-            counts = np.array([len(g) for g in groups], np.int64) - _overlaps(groups, ranges)
+            begins = np.arange(index.num_groups) * GROUP_ROWS
+            counts = np.minimum(GROUP_ROWS, index.num_sites - begins) - _overlaps(index, ranges)
         return cls(index=index, held_out=ranges, highest=highest, counts=counts)
 
     def __len__(self) -> int:
@@ -137,9 +137,11 @@ def _inside(first: int, count: int, held_out: tuple[range, ...]) -> np.ndarray:
     return inside
 
 
-def _overlaps(groups: list[range], ranges: tuple[range, ...]) -> np.ndarray:
-    out = np.zeros(len(groups), np.int64)
+def _overlaps(index: ScreenIndex, ranges: tuple[range, ...]) -> np.ndarray:
+    """int64 (groups,): rows of each group that lie in the ranges."""
+    out = np.zeros(index.num_groups, np.int64)
     for r in ranges:
         for g in range(r.start // GROUP_ROWS, (r.stop - 1) // GROUP_ROWS + 1):
-            out[g] += min(r.stop, groups[g].stop) - max(r.start, groups[g].start)
+            rows = index.group_rows(g)
+            out[g] += min(r.stop, rows.stop) - max(r.start, rows.start)
     return out
