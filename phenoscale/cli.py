@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from phenoscale.cli_index import index_app
-from phenoscale.terminal import clear_errors
+from phenoscale.terminal import clear_errors, progress_bar
 
 app = typer.Typer(
     help="Scaling studies for high-content microscopy.",
@@ -50,23 +50,49 @@ def synth(
 
 @index_app.command("check")
 def index_check(
-    index: Annotated[Path, typer.Argument(help="Index to check.")],
+    index: Annotated[str, typer.Argument(help="Index to check, a path or a URL.")],
     decode: Annotated[bool, typer.Option(help="Read every pixel, not headers alone.")] = False,
+    listing: Annotated[
+        Path | None, typer.Option("--list", help="CSV to write all bad sites to.")
+    ] = None,
 ) -> None:
     """Count what an index holds and name what is wrong; exit code 1 if anything is."""
     with clear_errors():
         from phenoscale.screens.check import check_index
         from phenoscale.screens.index import ScreenIndex
 
-        report = check_index(ScreenIndex.open(index), decode=decode)
+        with progress_bar("checking") as tell:
+            report = check_index(ScreenIndex.open(index), decode=decode, progress=tell)
         typer.echo("\n".join(report.lines()))
+        if listing is not None:
+            report.write_list(listing)
         raise typer.Exit(1 if report.problems else 0)
+
+
+@index_app.command("show")
+def index_show(
+    index: Annotated[str, typer.Argument(help="Index to show, a path or a URL.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("contact_sheet.png"),
+    sites: Annotated[int, typer.Option(min=1, help="Random sites to draw.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses the sites.")] = 0,
+) -> None:
+    """Draw random sites, a column per channel, as training will see them."""
+    with clear_errors():
+        from phenoscale.screens.index import ScreenIndex
+        from phenoscale.screens.sheet import write_sheet
+
+        rows = write_sheet(ScreenIndex.open(index), out, sites=sites, seed=seed)
+        typer.echo(f"{out}: rows {', '.join(map(str, rows))} of the index")
 
 
 @app.command()
 def pack(
     index: Annotated[str, typer.Argument(help="Index of the screen, a path or a URL.")],
     out: Annotated[str, typer.Argument(help="Folder of the packed copy, a path or a URL.")],
+    codec: Annotated[
+        Literal["raw", "blosc"] | None,
+        typer.Option(help="raw: fastest to cut (the default on disk); blosc: less to fetch (S3)."),
+    ] = None,
     tolerated_bad_sites: Annotated[
         float, typer.Option(help="Share of unreadable sites that may be left out.")
     ] = 0.0,
@@ -81,7 +107,12 @@ def pack(
         from phenoscale.on_ray.pack import pack_screen
 
         report = pack_screen(
-            index, out, Console(), tolerated_bad_sites=tolerated_bad_sites, address=address
+            index,
+            out,
+            Console(),
+            raw=None if codec is None else codec == "raw",
+            tolerated_bad_sites=tolerated_bad_sites,
+            address=address,
         )
         typer.echo("\n".join(report.lines()))
 
@@ -96,6 +127,15 @@ def train(
     data_fraction: Annotated[float, typer.Option(help="Share of the wells.")] = 1.0,
     crop_px: Annotated[int, typer.Option(help="Side of a crop.")] = 128,
     global_batch_size: Annotated[int, typer.Option(help="Crops per update.")] = 64,
+    crops_per_read: Annotated[
+        int, typer.Option(help="Of the visits, those that one reading of a site serves.")
+    ] = 1,
+    sampling: Annotated[
+        str, typer.Option(help="shuffled, plate_wise or class_balanced.")
+    ] = "shuffled",
+    tolerated_bad_sites: Annotated[
+        float, typer.Option(help="Share of unreadable sites to go on without.")
+    ] = 0.0,
     mask_ratio: Annotated[float, typer.Option(help="Share of patches that mae removes.")] = 0.75,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
@@ -116,6 +156,9 @@ def train(
                 data_fraction=data_fraction,
                 passes=passes,
                 global_batch_size=global_batch_size,
+                crops_per_read=crops_per_read,
+                sampling=sampling,
+                tolerated_bad_sites=tolerated_bad_sites,
             ),
             optim=config.Optim(lr=lr),
             seed=seed,

@@ -13,6 +13,7 @@ from phenoscale.bill import A100_FLOPS, UTILIZATION, ScreenSize, bill, bill_text
 from phenoscale.config import Crops, Objective, Placement, Study, Trial
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.subset import Subset
 from tests.tiny import TINY
 
 SIZE = ScreenSize(wells=5, sites_per_well=4, total_sites=24, channels=2, classes=3, site_px=40)
@@ -59,7 +60,7 @@ def test_the_bill_counts_the_steps_that_training_makes(
 ):
     trial = with_crops(data_fraction=fraction, held_out=held_out, passes=5)
     path = tiny_screen / "index.parquet"
-    wells = len(ScreenIndex.open(path).rows(1.0, held_out)) // 2
+    wells = len(Subset.of(ScreenIndex.open(path), 1.0, held_out)) // 2
     size = dataclasses.replace(SIZE, wells=wells, sites_per_well=2)
     (line,) = bill(study(trial), size)
     cutter = CropCutter(index_path=str(path), crops=trial.crops, seed=0)

@@ -52,6 +52,7 @@ def test_every_third_plate_is_held_out_whatever_the_order():
 
 def test_real_nuclei_are_indexed_in_place_and_split_by_plate(real_data, tmp_path):
     from phenoscale.screens.index import ScreenIndex
+    from phenoscale.screens.subset import Subset
 
     cells = real_images.read_cells(real_data)
     path = real_images.write_index(cells, real_data, tmp_path / "index.parquet")
@@ -61,9 +62,9 @@ def test_real_nuclei_are_indexed_in_place_and_split_by_plate(real_data, tmp_path
     study = real_images.build_study(0, held_out)
     metadata = index.metadata()
     for trial in study.trials:
-        seen = set(metadata["plate"].iloc[index.rows(1.0, trial.crops.held_out)])
+        seen = set(metadata["plate"].iloc[Subset.of(index, 1.0, trial.crops.held_out).rows()])
         tested = set(metadata["plate"].iloc[index.held_out_rows(trial.crops.held_out)])
         assert len(seen) + len(tested) == 45 and not seen & tested
     tested = np.unique(index.labels()[0][index.held_out_rows(held_out)])
-    trained = np.unique(index.labels()[0][index.rows(1.0, held_out)])
+    trained = np.unique(index.labels()[0][Subset.of(index, 1.0, held_out).rows()])
     assert set(tested) <= set(trained)

@@ -92,6 +92,10 @@ class Subset:
             ]
         )
 
+    def num_wells(self) -> int:
+        """Wells of the subset."""
+        return int(np.sum(_of_wells(self.index, self.held_out) <= np.uint64(self.highest)))
+
     def plate_counts(self) -> np.ndarray:
         """int64 (plates,): rows of the subset in each plate."""
         counts = np.zeros(len(self.index.plates), np.int64)

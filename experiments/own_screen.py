@@ -1,0 +1,160 @@
+"""Which objective, on how much data, does best on your own screen?
+
+Command: python -m experiments.own_screen INDEX [--relationships FILE] [--dry-run]
+Expected: nothing yet: that is the question. A masked autoencoder or a classifier that does not beat
+the untrained encoders of its own kind has learnt nothing that the score can see.
+
+Two objectives x two data scales, three untrained initialisations and intensity statistics. Whole
+plates are held out, every third one unless you name them. With known relationships (entity1,entity2
+of genes) the score is their recall, for which every experimental batch needs negative controls;
+without, the balanced accuracy of a linear probe that names the perturbation on held-out plates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments import grid
+from phenoscale.backbones import NO_BACKBONE
+from phenoscale.bill import ScreenSize, bill_text
+from phenoscale.config import Crops, Study
+
+if TYPE_CHECKING:
+    from phenoscale.screens.index import ScreenIndex
+
+DATA_FRACTIONS = (1 / 3, 1.0)
+LEARNING_RATE = {"mae": 4e-3, "wsl": 2e-3}
+MASK_RATIO = 0.5
+GLOBAL_BATCH = 64
+HELD_OUT_EVERY = 3  # plates in the index's order
+UNTRAINED_SEEDS = (0, 1, 2)
+
+
+def build_study(
+    name: str, crops: Crops, backbone: str, passes: int, *, recall: bool, seed: int = 0
+) -> Study:
+    """The grid over a screen; `crops` says which sites and how they are cut."""
+    trained = [
+        grid.trained(
+            objective,
+            backbone,
+            dataclasses.replace(crops, data_fraction=fraction, passes=passes),
+            lr=LEARNING_RATE[objective],
+            mask_ratio=MASK_RATIO,
+            seed=seed,
+        )
+        for objective in LEARNING_RATE
+        for fraction in DATA_FRACTIONS
+    ]
+    blank = dataclasses.replace(crops, passes=0, crops_per_read=1)
+    baselines = [grid.baseline("untrained", backbone, blank, seed=s) for s in UNTRAINED_SEEDS]
+    baselines.append(grid.baseline("intensity", NO_BACKBONE, blank))
+    return Study(
+        name=name,
+        question="Which objective, on how much data, does best on this screen?",
+        trials=tuple(trained + baselines),
+        metric="recall_0.05_0.95" if recall else "balanced_accuracy",
+    )
+
+
+def held_out_plates(index: ScreenIndex) -> tuple[str, ...]:
+    """Every third plate, by its full name."""
+    names = index.plates["experimental_batch"] + "/" + index.plates["plate"]
+    return tuple(names.iloc[::HELD_OUT_EVERY])
+
+
+def screen_size(index: ScreenIndex, held_out: tuple[str, ...]) -> ScreenSize:
+    """Counts of the screen, for the bill."""
+    from phenoscale.screens.subset import Subset
+
+    sites = index.sites(0)
+    training = Subset.of(index, held_out=held_out)
+    wells = training.num_wells()
+    return ScreenSize(
+        wells=wells,
+        sites_per_well=len(training) / wells,
+        total_sites=index.num_sites,
+        channels=len(index.channels),
+        classes=index.num_classes,
+        site_px=int(min(sites.height_px.min(), sites.width_px.min())),
+    )
+
+
+def main(
+    index: Annotated[Path, typer.Argument(help="Index of the screen.")],
+    name: Annotated[str, typer.Option(help="Name of the study.")] = "own-screen",
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Plate (batch/plate) or batch; repeat for more.")
+    ] = None,
+    relationships: Annotated[
+        Path | None, typer.Option(help="entity1,entity2 table of genes that belong together.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="A name in the table of backbones.")] = "micro/8",
+    crop_px: Annotated[int, typer.Option(help="Side of a crop.")] = 64,
+    passes: Annotated[int, typer.Option(help="Visits of every site.")] = 24,
+    crops_per_read: Annotated[
+        int, typer.Option(help="Of the visits, those that one reading of a site serves.")
+    ] = 1,
+    tolerated_bad_sites: Annotated[
+        float, typer.Option(help="Share of unreadable sites to go on without.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
+    storage: grid.Storage = Path("runs"),
+    tracking_uri: grid.TrackingUri = None,
+    address: grid.Address = None,
+    dry_run: grid.DryRun = False,
+) -> None:
+    """Runs the study on an indexed screen and writes its report."""
+    from phenoscale.screens.index import ScreenIndex
+
+    try:
+        screen = ScreenIndex.open(index.resolve())
+        out = tuple(held_out) if held_out else held_out_plates(screen)
+        crops = Crops(
+            size_px=crop_px,
+            passes=passes,
+            crops_per_read=crops_per_read,
+            global_batch_size=GLOBAL_BATCH,
+            held_out=out,
+            tolerated_bad_sites=tolerated_bad_sites,
+        )
+        study = build_study(
+            name, crops, backbone, passes, recall=relationships is not None, seed=seed
+        )
+        size = screen_size(screen, out)
+    except ValueError as error:
+        typer.secho(str(error), err=True, fg="red")
+        raise typer.Exit(2) from error
+    if dry_run:
+        typer.echo("\n".join(bill_text(study, size)))
+        return
+
+    from rich.console import Console
+
+    from phenoscale.on_ray.study import run_study
+    from phenoscale.study_files import StudyFiles
+
+    files = StudyFiles(
+        study_dir=storage.resolve() / study.name,
+        index=index.resolve(),
+        relationships=relationships and relationships.resolve(),
+    )
+    raise typer.Exit(
+        run_study(
+            study,
+            files,
+            size,
+            command=f"python -m experiments.own_screen INDEX --name {name} --seed {seed}",
+            console=Console(),
+            tracking_uri=tracking_uri,
+            address=address,
+        )
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
