@@ -1,8 +1,8 @@
 """Runs the commands of a page, in order, in a folder of its own: `python docs/run_page.py PAGE`.
 
 Every ```sh block of the page is run as it stands, by bash, which stops at the first command that
-fails. $DATA is the folder of data sets ($PHENOSCALE_DATA, or shared/data beside the checkout), $REPO
-the repository; `python` and `phenoscale` are those of the interpreter that runs this script.
+fails. $DATA is the folder of data sets ($PHENOSCALE_DATA, or shared/data beside the checkout),
+$REPO the repository; `python` and `phenoscale` are those of the interpreter that runs this script.
 
     python docs/run_page.py docs/your_own_screen.md [--folder DIR] [--until HEADING]
 """

@@ -48,7 +48,12 @@ class Curve:
 
     def per_step(self) -> dict[str, list[Any]]:
         """The lists that have an entry per step, by name."""
-        return {"step": self.step, "loss": self.loss, "lr": self.lr, "crops_per_s": self.crops_per_s}
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            "lr": self.lr,
+            "crops_per_s": self.crops_per_s,
+        }
 
 
 def save(directory: Path, model: nn.Module, optimizer: Optimizer, curve: Curve) -> None:

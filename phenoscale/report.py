@@ -266,7 +266,8 @@ def _trials_table(rows: Sequence[ResultsRow]) -> Table:
     columns = (
         f"trial;objective;backbone;data;seed;launcher;workers;{metric} [95%];train loss;"
         "held-out loss;parameters;training FLOPs;crops seen;unique sites;steps;train s;embed s;"
-        "score s;overhead s;data wait s;waited;CPU s;data CPU s;peak GiB;genes;relationships;sites skipped"
+        "score s;overhead s;data wait s;waited;CPU s;data CPU s;peak GiB;"
+        "genes;relationships;sites skipped"
     )
     cells = [
         (

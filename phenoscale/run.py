@@ -6,7 +6,6 @@ which trains it here or on a worker group.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

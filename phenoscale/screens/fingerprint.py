@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from phenoscale.screens.tables import one_array
+
 DIGEST_BYTES = 16
 
 
@@ -29,20 +31,12 @@ def content_digest(table: pa.Table) -> bytes:
     digest = hashlib.blake2b(f"{table.num_rows}\n".encode(), digest_size=DIGEST_BYTES)
     for name in table.column_names:
         digest.update(f"{name}\n".encode())
-        column = table[name]
-        _add(
-            digest,
-            column.chunk(0)
-            if column.num_chunks == 1
-            else pa.concat_arrays(column.chunks)
-            if column.num_chunks
-            else pa.array([], column.type),
-        )
+        _add(digest, one_array(table[name]))
     return digest.digest()
 
 
 def _add(digest: hashlib.blake2b, column: pa.Array) -> None:
-    digest.update(np.asarray(column.is_valid()).astype(np.uint8))
+    digest.update(np.asarray(column.is_valid()).astype(np.uint8).data)
     if pa.types.is_list(column.type):
         digest.update(_int64(pc.list_value_length(column)))
         column = pc.list_flatten(column)
@@ -55,12 +49,14 @@ def _add(digest: hashlib.blake2b, column: pa.Array) -> None:
             digest.update(memoryview(data)[ends[0] : ends[-1]])
     elif pa.types.is_floating(column.type):
         # Adding 0 turns -0.0 into 0.0, which equals it.
-        digest.update((np.asarray(pc.fill_null(column.cast(pa.float64()), 0)) + 0).astype("<f8"))
+        digest.update(
+            (np.asarray(pc.fill_null(column.cast(pa.float64()), 0)) + 0).astype("<f8").data
+        )
     elif pa.types.is_uint64(column.type):
-        digest.update(np.asarray(pc.fill_null(column, 0)).astype("<u8"))
+        digest.update(np.asarray(pc.fill_null(column, 0)).astype("<u8").data)
     else:
         digest.update(_int64(column.cast(pa.int64())))
 
 
-def _int64(column: pa.Array) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(pc.fill_null(column, 0)).astype("<i8"))
+def _int64(column: pa.Array) -> memoryview:
+    return np.ascontiguousarray(np.asarray(pc.fill_null(column, 0)).astype("<i8")).data

@@ -91,7 +91,7 @@ class Facts:
         head = [INDEX_VERSION, self.num_classes, self.channel_sets, self.percentiles]
         digest = hashlib.blake2b(json.dumps(head).encode(), digest_size=32)
         digest.update(content_digest(self.plates))
-        digest.update(np.ascontiguousarray(self.digests))
+        digest.update(np.ascontiguousarray(self.digests).data)
         return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from phenoscale.screens.index_format import GROUP_ROWS
 from phenoscale.screens.readers import read_site
 from phenoscale.screens.shards import (
     METADATA,
+    TILE_PX,
     PackedArray,
     Pixels,
     check_shard,
@@ -68,7 +69,8 @@ def plan_store(
                 height_px=height,
                 width_px=width,
                 sites_per_shard=min(count, max(1, shard_bytes // (channels * height * width))),
-                **({"tile_px": 0, "codec": "none"} if raw else {}),
+                tile_px=0 if raw else TILE_PX,
+                codec="none" if raw else "blosc",
             )
             planned.append(
                 PlannedArray(

@@ -2,8 +2,9 @@
 
 A packed array is a Zarr v3 array of uint8 (sites, C, H, W), so any reader of that format opens it.
 A shard holds whole sites. A tile (an inner chunk of Zarr) is all channels of a square of one site,
-compressed, or in a raw array of the whole site as it is, followed by its CRC-32C; the index at a shard's end says where each tile lies, and ends
-in a CRC-32C of its own. `docs/packed_store.md` has the figures behind these choices.
+compressed, or in a raw array of the whole site as it is; its CRC-32C follows it. The index at a
+shard's end says where each tile lies, and ends in a CRC-32C of its own. `docs/packed_store.md` has
+the figures behind these choices.
 
 Legend: C channels, H and W pixels, t side of a tile.
 """

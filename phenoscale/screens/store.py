@@ -53,8 +53,8 @@ def claim_store(location: str | os.PathLike[str], fingerprint: str, raw: bool = 
         )
     if (found := _claim(marker)) != mine:
         raise ValueError(
-            f"{root.url} is a packed store of another screen, codec or version ({found}; required is "
-            f"{mine}). Give another folder, or remove that one."
+            f"{root.url} is a packed store of another screen, codec or version ({found}; required "
+            f"is {mine}). Give another folder, or remove that one."
         )
     return root
 

@@ -1,0 +1,135 @@
+"""Crops through Ray Data are the crops of the plan: in order, for any workers, from any step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phenoscale.config import Crops, Readers
+from phenoscale.crops import Plan
+from phenoscale.on_ray import data
+from phenoscale.on_ray.data import crop_stream
+from phenoscale.on_ray.start import start_ray
+from phenoscale.screens.cutter import CropCutter
+
+CROPS = Crops(size_px=24, passes=8, global_batch_size=32, held_out=("batch2/plate2",))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def cutter_of(screen: Path, **fields) -> CropCutter:
+    crops = dataclasses.replace(CROPS, **fields)
+    return CropCutter(index_path=str(screen / "index.parquet"), crops=crops, seed=2)
+
+
+def assert_same(stream, expected) -> None:
+    count = 0
+    for batch, other in zip(stream, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch.keys() - {"read_cpu_s"}:
+            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+        count += 1
+    assert count > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "world"),
+    [
+        ({}, 0, 1),
+        ({}, 7, 2),
+        ({"crops_per_read": 4}, 5, 2),
+        ({"crops_per_read": 4, "sampling": "plate_wise", "crops_per_plate": 8}, 0, 2),
+        ({"sampling": "class_balanced"}, 3, 1),
+    ],
+)
+def test_a_stream_is_the_plan_cut_in_this_process(
+    cluster: None, tiny_screen: Path, monkeypatch: pytest.MonkeyPatch, fields, first, world
+):
+    """Pieces and segments are made so small that a chapter is cut by lanes and joined again."""
+    monkeypatch.setattr(data, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(data, "_SEGMENT_BYTES", 200_000)
+    cutter = cutter_of(tiny_screen, **fields)
+    last = min(cutter.plan.steps, first + 20)
+    for rank in range(world):
+        stream = crop_stream(cutter, first, last, rank, world, Readers(at_once=2))
+        assert_same(stream, cutter.stream(first, last, rank, world))
+
+
+def test_one_block_of_all_lanes_is_handed_on_without_a_copy(cluster: None, tiny_screen: Path):
+    cutter = cutter_of(tiny_screen)
+    batches = list(crop_stream(cutter, 0, 3))
+    assert_same(batches, cutter.stream(0, 3))
+    assert not batches[0]["crops"].flags.owndata and not batches[0]["crops"].flags.writeable
+
+
+@given(
+    share=st.integers(1, 64),
+    per_read=st.sampled_from([1, 2, 5]),
+    crop_bytes=st.integers(1, 10**7),
+    data_=st.data(),
+)
+@settings(max_examples=60)
+def test_segments_cover_the_steps_and_are_bounded(share, per_read, crop_bytes, data_):
+    crops = Crops(
+        size_px=16, passes=20 * per_read, crops_per_read=per_read, global_batch_size=2 * share
+    )
+    plan = Plan.of(crops, fingerprint="f", seed=0, group_sizes=np.array([150]))
+    first = data_.draw(st.integers(0, plan.steps - 1))
+    lanes = plan.lanes(1, 2)
+    segments = data._segments(plan, first, plan.steps, lanes, crop_bytes)
+    covered = [
+        (step, lane)
+        for segment in segments
+        for piece in segment
+        for step in range(piece.first, piece.last)
+        for lane in piece.lanes
+    ]
+    assert sorted(covered) == [(s, lane) for s in range(first, plan.steps) for lane in lanes]
+    for segment in segments:
+        steps = sorted({(piece.first, piece.last) for piece in segment})
+        size = sum((b - a) * share * crop_bytes for a, b in steps)
+        # One chapter is the least that a segment can hold.
+        assert size <= data._SEGMENT_BYTES or len(steps) == 1
+
+
+def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path):
+    """Two nodes on this machine, one for readers: all crops are cut there."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # of the tests before
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        reader = cluster.add_node(num_cpus=1, resources={"reader": 1})
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        cutter = cutter_of(tiny_screen)
+        stream = crop_stream(_Telling(cutter), 0, 4, readers=Readers(resource="reader"))
+        nodes = {bytes(batch["node"][0]).decode() for batch in stream}
+        assert nodes == {reader.node_id}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class _Telling:
+    """A cutter that tells on which node it cuts."""
+
+    def __init__(self, cutter: CropCutter) -> None:
+        self._cutter, self.plan, self.crop_bytes = cutter, cutter.plan, cutter.crop_bytes
+
+    def cut(self, first: int, last: int, lanes: range):
+        batch = self._cutter.cut(first, last, lanes)
+        node = ray.get_runtime_context().get_node_id().encode()
+        name = np.frombuffer(node, np.uint8)
+        return {**batch, "node": np.broadcast_to(name, (*batch["rows"].shape, len(name))).copy()}
