@@ -115,7 +115,8 @@ def cases(sites: np.ndarray, folder: Path, quick: bool) -> Iterator[Case]:
             write = functools.partial(zarr_shards, sites, tile=tile, codec=codec, own_reader=True)
             yield made(f"shards, tile {tile}, {codec}", write)
     tile, codec = CHOSEN
-    yield made("shards of our writer", lambda place: our_shards(sites, place))
+    yield made("shards of our writer, blosc", lambda place: our_shards(sites, place))
+    yield made("shards of our writer, raw", lambda place: our_shards(sites, place, raw=True))
     yield made(
         "shards by zarr-python",
         lambda place: zarr_shards(sites, place, tile=tile, codec=codec, own_reader=False),

@@ -19,7 +19,14 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from phenoscale.screens.packed import read_windows
-from phenoscale.screens.shards import METADATA, PackedArray, encode_tile, shard_key, write_shard
+from phenoscale.screens.shards import (
+    METADATA,
+    TILE_PX,
+    PackedArray,
+    encode_tile,
+    shard_key,
+    write_shard,
+)
 from phenoscale.screens.storage import Root
 
 NAME = "plate.zarr"
@@ -61,8 +68,8 @@ def zarr_shards(
     return lambda site, top, left, size: opened[site, :, top : top + size, left : left + size]
 
 
-def our_shards(sites: np.ndarray, folder: Path) -> Cutter:
-    """A store as `phenoscale pack` writes it."""
+def our_shards(sites: np.ndarray, folder: Path, raw: bool = False) -> Cutter:
+    """A store as `phenoscale pack` writes it, in tiles or raw."""
     count, channels, height, width = sites.shape
     array = PackedArray(
         num_sites=count,
@@ -70,6 +77,8 @@ def our_shards(sites: np.ndarray, folder: Path) -> Cutter:
         height_px=height,
         width_px=width,
         sites_per_shard=count,
+        tile_px=0 if raw else TILE_PX,
+        codec="none" if raw else "blosc",
     )
     (folder / NAME).mkdir()
     (folder / NAME / METADATA).write_bytes(array.metadata({}))

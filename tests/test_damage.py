@@ -50,7 +50,8 @@ def image_of(row: dict[str, Any], height: int = SIZE, channels: int = 0) -> np.n
 
 
 def write(path: Path, image: np.ndarray) -> None:
-    tifffile.imwrite(path, image, photometric="minisblack", planarconfig="separate", metadata=None)
+    planes = "separate" if len(image) > 1 else None
+    tifffile.imwrite(path, image, photometric="minisblack", planarconfig=planes, metadata=None)
 
 
 def truncate(path: Path, row: dict[str, Any]) -> None:
