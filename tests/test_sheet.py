@@ -27,9 +27,10 @@ def sheet_of(index: ScreenIndex, out: Path, **options: Any) -> tuple[list[int], 
         return rows, np.asarray(image)
 
 
-def place(line: int, column: int) -> tuple[int, int]:
-    """Top and left of a tile: a header, then per site a caption and a row of tiles."""
-    return TEXT + line * (TEXT + EDGE + GAP) + TEXT, column * (EDGE + GAP)
+def place(number: int, channel: int) -> tuple[int, int]:
+    """Top and left of a tile: two sites of three channels beside each other, under a caption."""
+    top = TEXT + number // 2 * (TEXT + EDGE + GAP) + TEXT
+    return top, (number % 2 * 3 + channel) * (EDGE + GAP)
 
 
 def read(index: ScreenIndex, row: int) -> np.ndarray:
@@ -48,10 +49,10 @@ def test_tiles_are_the_sites_by_the_scale_of_the_index(tmp_path: Path):
     index = build_index(as_table(rows), tmp_path, tmp_path / "i.parquet")
     drawn, sheet = sheet_of(index, tmp_path / "new" / "sheet.png", sites=6)
     assert drawn == sorted(set(drawn)) and len(drawn) == 6
-    assert sheet.shape == (TEXT + 6 * (TEXT + EDGE + GAP), 3 * EDGE + 2 * GAP)
-    for line, row in enumerate(drawn):
-        for column, plane in enumerate(read(index, row)):
-            top, left = place(line, column)
+    assert sheet.shape == (TEXT + 3 * (TEXT + EDGE + GAP), 6 * EDGE + 5 * GAP)
+    for number, row in enumerate(drawn):
+        for channel, plane in enumerate(read(index, row)):
+            top, left = place(number, channel)
             np.testing.assert_array_equal(sheet[top : top + 12, left : left + 10], plane)
 
 
@@ -64,9 +65,9 @@ def test_large_sites_are_averaged_down(tmp_path: Path):
         tifffile.imwrite(path, image, photometric="minisblack")
     index = build_index(as_table(rows), tmp_path, tmp_path / "i.parquet")
     drawn, sheet = sheet_of(index, tmp_path / "sheet.png", sites=2)
-    for line, row in enumerate(drawn):
-        for column, plane in enumerate(read(index, row)):
-            top, left = place(line, column)
+    for number, row in enumerate(drawn):
+        for channel, plane in enumerate(read(index, row)):
+            top, left = place(number, channel)
             mean = plane.reshape(EDGE, 2, EDGE, 2).mean(axis=(1, 3))
             tile = sheet[top : top + EDGE, left : left + EDGE].astype(float)
             assert np.abs(tile - mean).max() <= 1
@@ -103,10 +104,10 @@ def test_long_and_foreign_names_and_unreadable_sites_are_shown_as_text(tmp_path:
     files[2].write_bytes(b"no image")
     rows_drawn, after = sheet_of(index, tmp_path / "b.png", sites=4)
     assert rows_drawn == [0, 1, 2, 3] and after.shape == before.shape
-    for line in range(4):
-        top, left = place(line, 1)
+    for number in range(4):
+        top, left = place(number, 1)
         tile = after[top : top + EDGE, left : left + EDGE]
-        if line in (1, 2):
+        if number in (1, 2):
             assert 20 < np.sum(tile < 128) < 0.2 * tile.size  # text on white, no picture
             assert (tile[:12, :10] == 255).all()
         else:
@@ -120,3 +121,21 @@ def test_sites_without_a_common_channel_are_refused(tmp_path: Path):
     index = build_index(as_table(rows), tmp_path, tmp_path / "i.parquet", require_controls=False)
     with pytest.raises(ValueError, match="no channel that all its sites have"):
         write_sheet(index, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (2, 6)), (4, (7, 4)), (7, (7, 7))])
+def test_few_channels_leave_room_for_sites_beside_each_other(
+    tmp_path: Path, channels: int, shape: tuple[int, int]
+):
+    names = [f"c{i}" for i in range(channels)]
+    rows = [row | {"channels": names} for row in screen_rows(1, 1, 7, 1)]
+    for seed, row in enumerate(rows):
+        path = tmp_path / row["paths"][0]
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pixels(seed, channels=channels), photometric="minisblack")
+    index = build_index(as_table(rows), tmp_path, tmp_path / "i.parquet")
+    down, across = shape
+    drawn, sheet = sheet_of(index, tmp_path / "sheet.png", sites=7)
+    assert sheet.shape == (TEXT + down * (TEXT + EDGE + GAP), across * (EDGE + GAP) - GAP)
+    top, left = TEXT + (down - 1) * (TEXT + EDGE + GAP) + TEXT, (channels - 1) * (EDGE + GAP)
+    np.testing.assert_array_equal(sheet[top : top + 12, left : left + 10], read(index, 6)[-1])

@@ -57,9 +57,9 @@ def assert_same(stream, expected) -> None:
 def test_a_stream_is_the_plan_cut_in_this_process(
     cluster: None, tiny_screen: Path, monkeypatch: pytest.MonkeyPatch, fields, first, world
 ):
-    """Pieces and segments are made so small that a chapter is cut by lanes and joined again."""
-    monkeypatch.setattr(data, "_PIECE_BYTES", 20_000)
-    monkeypatch.setattr(data, "_SEGMENT_BYTES", 200_000)
+    """Blocks and segments are made so small that there are many of each."""
+    monkeypatch.setattr(data, "_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(data, "_SEGMENT_BYTES", 2_000_000)
     cutter = cutter_of(tiny_screen, **fields)
     last = min(cutter.plan.steps, first + 20)
     for rank in range(world):
@@ -77,31 +77,25 @@ def test_one_block_of_all_lanes_is_handed_on_without_a_copy(cluster: None, tiny_
 @given(
     share=st.integers(1, 64),
     per_read=st.sampled_from([1, 2, 5]),
-    crop_bytes=st.integers(1, 10**7),
+    step_bytes=st.integers(1, 10**9),
     data_=st.data(),
 )
 @settings(max_examples=60)
-def test_segments_cover_the_steps_and_are_bounded(share, per_read, crop_bytes, data_):
+def test_segments_cover_the_steps_and_are_bounded(share, per_read, step_bytes, data_):
     crops = Crops(
         size_px=16, passes=20 * per_read, crops_per_read=per_read, global_batch_size=2 * share
     )
     plan = Plan.of(crops, fingerprint="f", seed=0, group_sizes=np.array([150]))
     first = data_.draw(st.integers(0, plan.steps - 1))
-    lanes = plan.lanes(1, 2)
-    segments = data._segments(plan, first, plan.steps, lanes, crop_bytes)
-    covered = [
-        (step, lane)
-        for segment in segments
-        for piece in segment
-        for step in range(piece.first, piece.last)
-        for lane in piece.lanes
-    ]
-    assert sorted(covered) == [(s, lane) for s in range(first, plan.steps) for lane in lanes]
+    segments = data._segments(plan, first, plan.steps, step_bytes)
+    runs = [run for segment in segments for run in segment]
+    assert [s for begin, end in runs for s in range(begin, end)] == list(range(first, plan.steps))
+    assert all(begin % plan.chapter_steps == 0 for begin, _ in runs[1:])
     for segment in segments:
-        steps = sorted({(piece.first, piece.last) for piece in segment})
-        size = sum((b - a) * share * crop_bytes for a, b in steps)
         # One chapter is the least that a segment can hold.
-        assert size <= data._SEGMENT_BYTES or len(steps) == 1
+        assert (segment[-1][1] - segment[0][0]) * step_bytes <= data._SEGMENT_BYTES or (
+            len(segment) == 1
+        )
 
 
 def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path):
@@ -128,8 +122,8 @@ class _Telling:
     def __init__(self, cutter: CropCutter) -> None:
         self._cutter, self.plan, self.crop_bytes = cutter, cutter.plan, cutter.crop_bytes
 
-    def cut(self, first: int, last: int, lanes: range):
-        batch = self._cutter.cut(first, last, lanes)
-        node = ray.get_runtime_context().get_node_id().encode()
-        name = np.frombuffer(node, np.uint8)
-        return {**batch, "node": np.broadcast_to(name, (*batch["rows"].shape, len(name))).copy()}
+    def blocks(self, first: int, last: int, lanes: range, steps: int):
+        name = np.frombuffer(ray.get_runtime_context().get_node_id().encode(), np.uint8)
+        for batch in self._cutter.blocks(first, last, lanes, steps):
+            node = np.broadcast_to(name, (*batch["rows"].shape, len(name))).copy()
+            yield {**batch, "node": node}

@@ -126,7 +126,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_with_the_same_losses(first, 
         for step in range(first, last):
             if step == 8:
                 raise Killed
-            yield cutter.cut(step)
+            yield from cutter.stream(step, step + 1)
 
     with pytest.raises(Killed):
         fit_here(dies)(MAE, alone, lambda update: None)

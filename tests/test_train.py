@@ -163,10 +163,11 @@ def test_the_curve_holds_the_schedule_and_the_counts(tmp_path: Path):
     assert done.curve.lr == [learning_rate(TINY.optim, step, STEPS) for step in range(STEPS)]
     assert done.data_cpu_s == STEPS * 8 * 0.125  # what the batches say that they cost
     assert 0 <= done.data_wait_s <= done.train_s
-    assert done.bad_rows == set()
+    assert done.curve.bad_rows == []
+    assert (done.first_step, done.crops) == (0, STEPS * 8)
 
 
-def test_rows_that_were_passed_over_are_counted_once():
+def test_rows_that_were_passed_over_are_counted_once_and_travel_with_the_checkpoint():
     def batches(first: int, last: int):
         for step in range(first, last):
             batch = tiny_batch(TINY, step)
@@ -174,7 +175,7 @@ def test_rows_that_were_passed_over_are_counted_once():
             yield batch
 
     done = train(TINY, tiny_model(TINY), batches, silent, steps=4)
-    assert done.bad_rows == {3, 70, 71}
+    assert done.curve.bad_rows == [3, 70, 71]
 
 
 class Diverging(torch.nn.Module):

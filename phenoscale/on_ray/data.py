@@ -1,7 +1,7 @@
 """Ray Data under the plan: one ordered stream of crops per worker.
 
-The rows of a dataset are pieces of the plan, some steps of some lanes; reading, decoding and
-cutting happen in its tasks. Ray's own splitting of a dataset among workers gives no fixed order
+The rows of a dataset are pieces of the plan, some steps of the worker's lanes; reading, decoding
+and cutting happen in its tasks. Ray's own splitting of a dataset among workers gives no fixed order
 across workers and no way to resume, the plan gives both.
 
 A stream is a chain of short datasets, each materialized in the object store while the one before is
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import ray.data
@@ -26,16 +25,8 @@ from phenoscale.crops import Plan
 from phenoscale.screens.cutter import Batch, CropCutter, chapters
 
 READER_CPUS = 1  # of Ray's count; see `start_ray`
-_PIECE_BYTES = 24 * 2**20  # below glibc's limit for memory that is kept and used again
+_BLOCK_BYTES = 24 * 2**20  # below glibc's limit for memory that is kept and used again
 _SEGMENT_BYTES = 384 * 2**20  # two segments of each stream are in the object store at once
-
-
-class _Piece(NamedTuple):
-    """What one task cuts: steps `first` to `last` - 1 of some lanes."""
-
-    first: int
-    last: int
-    lanes: range
 
 
 def crop_stream(
@@ -49,68 +40,59 @@ def crop_stream(
     """Batches of steps `first` to `last` - 1 for one worker, in order, cut ahead in Ray tasks.
 
     Yields:
-        As `CropCutter.stream`; the crops may be read-only views of the object store.
+        As `CropCutter.stream`; read-only views of the object store.
     """
-    readers = readers or Readers()
     lanes = cutter.plan.lanes(rank, world)
-    segments = _segments(cutter.plan, first, last, lanes, cutter.crop_bytes)
+    segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        coming = [ahead.submit(_cut_ahead, cutter, pieces, readers) for pieces in segments[:1]]
-        for number, pieces in enumerate(segments):
+
+        def submit(number: int) -> list[Future[ray.data.MaterializedDataset]]:
+            some = segments[number : number + 1]
+            return [ahead.submit(_cut_ahead, cutter, lanes, s, readers or Readers()) for s in some]
+
+        coming = submit(0)
+        for number in range(len(segments)):
             ready = coming.pop().result()
-            if number + 1 < len(segments):
-                coming.append(ahead.submit(_cut_ahead, cutter, segments[number + 1], readers))
-            blocks = iter(ready.iter_batches(batch_size=None, prefetch_batches=0))
-            for same_steps in _by_steps(pieces):
-                yield from _joined([next(blocks) for _ in same_steps])
+            coming = submit(number + 1)
+            for block in ready.iter_batches(batch_size=None, prefetch_batches=0):
+                for step in range(block["crops"].shape[1]):
+                    yield {name: x[0, step] for name, x in block.items()}
 
 
-def _segments(
-    plan: Plan, first: int, last: int, lanes: range, crop_bytes: int
-) -> list[list[_Piece]]:
-    """The pieces of a stream, in order; the pieces of the same steps stay in one segment.
+def _segments(plan: Plan, first: int, last: int, step_bytes: int) -> list[list[tuple[int, int]]]:
+    """The steps of a stream in order: segments of chapters, or of steps enough for a block.
 
     Segments grow, the first one is as short as can be, so that training begins at once.
     """
-    step_bytes = len(lanes) * crop_bytes
-    segments: list[list[_Piece]] = []
+    segments: list[list[tuple[int, int]]] = []
     room = 0
-    for begin, end in chapters(plan, first, last, at_least=max(1, _PIECE_BYTES // step_bytes)):
+    for begin, end in chapters(plan, first, last, at_least=_block_steps(step_bytes)):
         if room < (end - begin) * step_bytes:
-            room = min(_PIECE_BYTES * 4 ** len(segments), _SEGMENT_BYTES)
+            room = min(_BLOCK_BYTES * 4 ** len(segments), _SEGMENT_BYTES)
             segments.append([])
         room -= (end - begin) * step_bytes
-        # A chapter's steps belong together, so a long one is cut by lanes.
-        lanes_each = max(1, min(len(lanes), _PIECE_BYTES // ((end - begin) * crop_bytes)))
-        for lane in range(0, len(lanes), lanes_each):
-            segments[-1].append(_Piece(begin, end, lanes[lane : lane + lanes_each]))
+        segments[-1].append((begin, end))
     return segments
 
 
-def _by_steps(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    for first in dict.fromkeys(piece.first for piece in pieces):
-        yield [piece for piece in pieces if piece.first == first]
-
-
-def _joined(blocks: list[Batch]) -> Iterator[Batch]:
-    """The batches of some steps out of the blocks of their lanes: views where one block has all."""
-    for step in range(blocks[0]["crops"].shape[1]):
-        if len(blocks) == 1:
-            yield {name: x[0, step] for name, x in blocks[0].items()}
-        else:
-            yield {name: np.concatenate([b[name][0, step] for b in blocks]) for name in blocks[0]}
+def _block_steps(step_bytes: int) -> int:
+    return max(1, _BLOCK_BYTES // step_bytes)
 
 
 def _cut_ahead(
-    cutter: CropCutter, pieces: list[_Piece], readers: Readers
+    cutter: CropCutter, lanes: range, segment: list[tuple[int, int]], readers: Readers
 ) -> ray.data.MaterializedDataset:
-    """The crops of some pieces, a block each, in the object store."""
-    tasks = min(readers.at_once, len(pieces))
+    """The crops of a segment, some steps to a block, in the object store."""
+    tasks = min(readers.at_once, len(segment))
+    steps = _block_steps(len(lanes) * cutter.crop_bytes)
 
     def cut(rows: dict[str, np.ndarray]) -> Iterator[Batch]:
         task = int(rows["id"][0])
-        for piece in pieces[task * len(pieces) // tasks : (task + 1) * len(pieces) // tasks]:
-            yield {name: x[None] for name, x in cutter.cut(*piece).items()}  # one row
+        for begin, end in segment[
+            task * len(segment) // tasks : (task + 1) * len(segment) // tasks
+        ]:
+            for block in cutter.blocks(begin, end, lanes, steps):
+                yield {name: x[None] for name, x in block.items()}  # one row
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -115,19 +115,31 @@ class CropCutter:
             "read_cpu_s": np.full(shape, (time.thread_time() - began) / at.site.size),
         }
 
+    def blocks(self, first: int, last: int, lanes: range, steps: int) -> Iterator[Batch]:
+        """The crops of steps `first` to `last` - 1 in some lanes, some steps at a time.
+
+        A chapter is cut at once, into memory of its own for each block: blocks of at most 32 MiB
+        are memory that glibc keeps, and a larger piece would be zeroed by the system every time.
+
+        Yields:
+            As `cut`, arrays (at most `steps`, L, ...).
+        """
+        for begin, end in chapters(self.plan, first, last, at_least=steps):
+            parts = [range(at, min(at + steps, end)) for at in range(begin, end, steps)]
+            crops = [np.empty((len(part), *self._shape(len(lanes))), np.uint8) for part in parts]
+            others = self._cut(begin, end, lanes, [step for block in crops for step in block])
+            for part, block in zip(parts, crops, strict=True):
+                rows = slice(part.start - begin, part.stop - begin)
+                yield {"crops": block, **{name: x[rows] for name, x in others.items()}}
+
     def stream(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """One worker's batches of steps `first` to `last` - 1, cut in this thread without Ray.
 
         Yields:
             As `cut`, arrays (L, ...).
         """
-        lanes = self.plan.lanes(rank, world)
-        for begin, end in chapters(self.plan, first, last):
-            # Memory for each step by itself: pieces of this size are used again when they are free.
-            crops = [np.empty(self._shape(len(lanes)), np.uint8) for _ in range(begin, end)]
-            others = self._cut(begin, end, lanes, crops)
-            for step, pixels in enumerate(crops):
-                yield {"crops": pixels, **{name: x[step] for name, x in others.items()}}
+        for block in self.blocks(first, last, self.plan.lanes(rank, world), steps=1):
+            yield {name: x[0] for name, x in block.items()}
 
 
 def within_tolerance(cutter: CropCutter, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -225,7 +237,13 @@ class _Row:
     channels: tuple[str, ...]
     height_px: int
     width_px: int
+    dtype: str
     scale: tuple[tuple[float, float], ...] | None
+
+    @property
+    def recorded(self) -> tuple[int, int, str]:
+        """What its files must be."""
+        return self.height_px, self.width_px, self.dtype
 
 
 class _Screen:
@@ -247,18 +265,20 @@ class _Screen:
             channels=self.index.channel_sets[channel_set],
             height_px=int(sites.height_px[i]),
             width_px=int(sites.width_px[i]),
+            dtype=sites.dtype[i].as_py(),
             scale=self.index.scale(number, channel_set),
         )
 
     def whole(self, row: _Row) -> np.ndarray:
         """A site's image, uint8 (C, H, W)."""
-        image = read_site(self.index.root, row.paths, row.channels, self.index.channels, row.scale)
-        if image.shape[1:] != (row.height_px, row.width_px):
-            raise ImageError(
-                f"{', '.join(row.paths)} is {image.shape[1]} x {image.shape[2]} px, the index says "
-                f"{row.height_px} x {row.width_px}. Build the index again."
-            )
-        return image
+        return read_site(
+            self.index.root,
+            row.paths,
+            row.channels,
+            self.index.channels,
+            row.scale,
+            row.recorded,
+        )
 
 
 class _Opened:
@@ -329,20 +349,16 @@ class _Opened:
                 "that."
             )
         corners = np.stack([at.top * (room[0] + 1), at.left * (room[1] + 1)], axis=1)
-        try:
-            cut_windows(
-                out,
-                self.index.root,
-                row.paths,
-                row.channels,
-                self.index.channels,
-                corners.astype(np.int64),
-                row.scale,
-            )
-        except ImageError:
-            raise
-        except ValueError as error:  # the file has become smaller than the index says
-            raise ImageError(f"{error} Build the index again.") from error
+        cut_windows(
+            out,
+            self.index.root,
+            row.paths,
+            row.channels,
+            self.index.channels,
+            corners.astype(np.int64),
+            row.scale,
+            row.recorded,
+        )
 
     def _rows_of_group(self, group: int) -> Rows:
         return self.subset.rows_of(group, self.screen.sites(group).well_hash)

@@ -51,6 +51,8 @@ class Sites:
     """int32."""
     width_px: np.ndarray
     """int32."""
+    dtype: pa.StringArray
+    """uint8 or uint16."""
     label: np.ndarray
     """int32: number of the perturbation among all, sorted."""
     well_hash: np.ndarray
@@ -161,7 +163,8 @@ class ScreenIndex:
         table = table.take(np.arange(len(table)))  # a copy, that the rest of its block may go
         columns = {name: table[name] for name in IMAGE_COLUMNS if name not in ("paths", "dtype")}
         numbers = {name: np.asarray(column) for name, column in columns.items()}
-        return Sites(paths=table["paths"].combine_chunks(), **numbers)
+        dtype = table["dtype"].combine_chunks()
+        return Sites(paths=table["paths"].combine_chunks(), dtype=dtype, **numbers)
 
     def scale(self, row: int, channel_set: int) -> tuple[tuple[float, float], ...] | None:
         """(low, high) grey value of each channel of a site; None where its plate has no scale."""

@@ -41,6 +41,8 @@ Pixels = npt.NDArray[np.uint8]
 Native = npt.NDArray[np.generic]
 Corners = Sequence[tuple[int, int]] | npt.NDArray[np.integer]
 Scale = Sequence[tuple[float, float]]
+Recorded = tuple[int, int, str]
+"""height_px, width_px and dtype of a site, as an index has them."""
 T = TypeVar("T")
 
 
@@ -91,6 +93,7 @@ def read_site(
     channels: Sequence[str],
     wanted: Sequence[str],
     scale: Scale | None = None,
+    recorded: Recorded | None = None,
 ) -> Pixels:
     """Reads the wanted channels of one site, in the wanted order.
 
@@ -101,6 +104,7 @@ def read_site(
         wanted: names of the channels to return, in that order.
         scale: for each of `channels` the grey values that become 0 and 255; needed for uint16,
             ignored for uint8.
+        recorded: what the image must be; None accepts any size and type.
 
     Returns:
         uint8 (len(wanted), H, W), contiguous and owned by the caller.
@@ -108,14 +112,13 @@ def read_site(
     Raises:
         ImageError: for an image that is missing, damaged, truncated or absurdly large, of another
             format or type, with another number of channels or another size than its site's other
-            images, outside `root`, or of 16 bits without a scale.
+            images, not as recorded, outside `root`, or of 16 bits without a scale.
         RootVanishedError: if the root no longer answers.
         ValueError: if `wanted` names a channel that the site does not have.
     """
     positions = _positions(channels, wanted)
-    return _scaled(
-        _read(root, paths, channels, positions, None, 0), positions, scale, paths, channels
-    )[0]
+    native = _read(root, paths, channels, positions, None, 0, recorded)
+    return _scaled(native, positions, scale, paths, channels)[0]
 
 
 def read_windows(
@@ -126,6 +129,7 @@ def read_windows(
     corners: Corners,
     size_px: int,
     scale: Scale | None = None,
+    recorded: Recorded | None = None,
 ) -> Pixels:
     """Reads k square crops of one site; each part of a file that any of them meets is read once.
 
@@ -137,6 +141,7 @@ def read_windows(
         corners: int (k, 2), top row and left column of each crop.
         size_px: edge of a crop.
         scale: as `read_site`.
+        recorded: as `read_site`.
 
     Returns:
         uint8 (k, len(wanted), s, s), contiguous; equal to the same parts of `read_site`.
@@ -147,9 +152,8 @@ def read_windows(
     """
     positions = _positions(channels, wanted)
     plain = corners.tolist() if isinstance(corners, np.ndarray) else list(corners)
-    return _scaled(
-        _read(root, paths, channels, positions, plain, size_px), positions, scale, paths, channels
-    )
+    native = _read(root, paths, channels, positions, plain, size_px, recorded)
+    return _scaled(native, positions, scale, paths, channels)
 
 
 def cut_windows(
@@ -160,6 +164,7 @@ def cut_windows(
     wanted: Sequence[str],
     corners: Corners,
     scale: Scale | None = None,
+    recorded: Recorded | None = None,
 ) -> None:
     """As `read_windows`, into memory of the caller's: a packed site is copied once, not twice.
 
@@ -171,15 +176,18 @@ def cut_windows(
         wanted: those to read.
         corners: int (k, 2).
         scale: for uint16.
+        recorded: what the image must be.
     """
     size_px = out[0].shape[1]
     entry = parse_entry(paths[0])
     if len(paths) > 1 or entry.kind != "packed":
-        windows = read_windows(root, paths, channels, wanted, corners, size_px, scale)
+        windows = read_windows(root, paths, channels, wanted, corners, size_px, scale, recorded)
         for target, window in zip(out, windows, strict=True):
             target[...] = window
         return
-    check_header(packed.read_header(root, entry.path, entry.number), paths[0], len(channels))
+    header = packed.read_header(root, entry.path, entry.number)
+    check_header(header, paths[0], len(channels))
+    _check_recorded(header, recorded, paths[0])
     positions = _positions(channels, wanted)
     packed.cut_windows(root, entry.path, entry.number, positions, corners, size_px, out)
 
@@ -191,10 +199,11 @@ def _read(
     positions: list[int],
     corners: list[tuple[int, int]] | None,
     size_px: int,
+    recorded: Recorded | None = None,
 ) -> Native:
     """Windows (k, C, s, s) as stored; without corners the whole site as the only window."""
     entries = _entries(paths, channels)
-    windows = _Windows(len(positions), corners, size_px)
+    windows = _Windows(len(positions), corners, size_px, recorded)
     if len(entries) == 1:
         path, expected = entries[0]
         _with_image(root, path, expected, functools.partial(windows.take, positions, 0))
@@ -212,11 +221,16 @@ class _Windows:
     """(k, C, h, w), given memory once the first header has been checked."""
 
     def __init__(
-        self, num_channels: int, corners: list[tuple[int, int]] | None, size_px: int
+        self,
+        num_channels: int,
+        corners: list[tuple[int, int]] | None,
+        size_px: int,
+        recorded: Recorded | None,
     ) -> None:
         self._num_channels = num_channels
         self._corners = corners
         self._size_px = size_px
+        self._recorded = recorded
         self._first: ImageHeader | None = None
 
     def take(self, positions: list[int], column: int, image: Image) -> None:
@@ -224,6 +238,7 @@ class _Windows:
         header = image.header
         if self._first is None:
             self._first = header
+            _check_recorded(header, self._recorded, image.name)
             self._allocate(header, image.name)
         check_same(self._first, header, image.name)
         corners = [(0, 0)] if self._corners is None else self._corners
@@ -247,6 +262,15 @@ class _Windows:
                         "Choose a smaller crop."
                     )
         self.out = np.empty(shape, dtype=header.dtype)
+
+
+def _check_recorded(header: ImageHeader, recorded: Recorded | None, name: str) -> None:
+    found = header.height_px, header.width_px, header.dtype
+    if recorded is not None and found != recorded:
+        raise ImageError(
+            f"{name} is {found[0]} x {found[1]} {found[2]}, the index says {recorded[0]} x "
+            f"{recorded[1]} {recorded[2]}. Mend the file, or build the index again."
+        )
 
 
 def _with_image(root: Root, path: str, expected: int, use: Callable[[Image], T]) -> T:

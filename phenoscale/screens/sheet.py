@@ -30,7 +30,15 @@ def write_sheet(index: ScreenIndex, out: Path, *, sites: int = 8, seed: int = 0)
 
     Returns:
         The rows of the index that were drawn. A site that cannot be read shows its error.
+
+    Raises:
+        ValueError: if the sites have no channel in common.
     """
+    if not index.channels:
+        raise ValueError(
+            f"The screen {index.location} has no channel that all its sites have, so there is "
+            f"nothing to show side by side. It has the channels {index.channel_sets}."
+        )
     rows = _spread(index, sites, seed)
     channels = len(index.channels)
     across = max(1, _TILES_ACROSS // channels)  # sites beside each other where channels are few
