@@ -29,7 +29,7 @@ from phenoscale.models import vit
 from phenoscale.models.build import build_encoder, build_model
 from phenoscale.models.mae import MaskedAutoencoder, panel
 from phenoscale.results import CURVE_FILE, ResultsRow, write_json
-from phenoscale.screens.cutter import Batch, CropCutter, SiteReader
+from phenoscale.screens.cutter import BadSiteError, Batch, CropCutter, SiteReader
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.slot import Slot
 from phenoscale.study_files import (
@@ -206,9 +206,10 @@ def _check_delivery(trial: Trial, files: StudyFiles, fitted: Fitted) -> None:
 
     Raises:
         RuntimeError: if the workers got more or fewer crops than the plan has.
+        BadSiteError: if all workers and attempts together met more bad sites than are tolerated.
     """
-    batch = trial.crops.global_batch_size
-    planned = _cutter(trial, files).plan.steps * batch
+    batch, cutter = trial.crops.global_batch_size, _cutter(trial, files)
+    planned = cutter.plan.steps * batch
     delivered = fitted.first_step * batch + fitted.crops
     if delivered != planned:
         raise RuntimeError(f"Trial {trial.id}: {delivered} crops came, {planned} were planned.")
@@ -219,6 +220,12 @@ def _check_delivery(trial: Trial, files: StudyFiles, fitted: Fitted) -> None:
         lines = zip(fitted.curve.bad_rows, table["site_id"].to_pylist(), strict=True)
         text = "".join(f"{row},{site_id}\n" for row, site_id in lines)
         (directory / BAD_SITES_FILE).write_text("row,site_id\n" + text)
+    if len(fitted.curve.bad_rows) > int(trial.crops.tolerated_bad_sites * cutter.num_sites):
+        raise BadSiteError(
+            f"Trial {trial.id}: {len(fitted.curve.bad_rows)} of {cutter.num_sites} sites could not "
+            f"be read, more than the tolerated share of {trial.crops.tolerated_bad_sites:g}. They "
+            f"are listed in {directory / BAD_SITES_FILE}."
+        )
 
 
 def write_panel(path: Path, trial: Trial, model: MaskedAutoencoder, files: StudyFiles) -> None:
