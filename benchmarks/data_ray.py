@@ -16,7 +16,8 @@ import ray.data
 
 from benchmarks.data_ours import cutter, packed_index, raw_index
 from benchmarks.data_peers import Job, Run
-from phenoscale.on_ray.data import crop_stream
+from phenoscale.config import Readers
+from phenoscale.on_ray.data import crop_stream, cut_by_tasks
 from phenoscale.on_ray.start import start_ray
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
@@ -31,8 +32,18 @@ def files_on_ray(job: Job) -> Run:
 
 
 def packed_on_ray(job: Job) -> Run:
-    """Our path over the packed store."""
+    """Our path over the packed store, which a worker maps and cuts itself."""
     return _ours(cutter(job.case, packed_index(job.folder), packed=True))
+
+
+def packed_sent(job: Job) -> Run:
+    """The packed store cut by tasks that send the crops, as nodes of readers do."""
+    _start()
+    crops = cutter(job.case, packed_index(job.folder), packed=True)
+    lanes = crops.plan.lanes(rank=0, world=1)
+    return lambda: (
+        batch["crops"] for batch in cut_by_tasks(crops, 0, crops.plan.steps, lanes, Readers())
+    )
 
 
 def _ours(crops: CropCutter) -> Run:

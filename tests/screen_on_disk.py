@@ -12,7 +12,9 @@ import tifffile
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import SORT_KEYS, IndexWriter
 from phenoscale.screens.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.packing import ShardPacker, packed_paths, plan_store
 from phenoscale.screens.storage import Root
+from phenoscale.screens.store import claim_store
 
 CHANNELS = ["dna", "er", "actin"]
 
@@ -69,6 +71,30 @@ def write_images(root: Path, rows: list[dict[str, Any]]) -> None:
         tifffile.imwrite(
             path, pixels(seed), photometric="minisblack", planarconfig="separate", metadata=None
         )
+
+
+def packer_of(
+    index: ScreenIndex, out: Root, shard_bytes: int = 2**28, raw: bool = True
+) -> ShardPacker:
+    """What packs an index into a store."""
+    plan = plan_store(index, shard_bytes, raw)
+    return ShardPacker(index=index.location, root=index.root, out=out, plan=plan)
+
+
+def packed_copy(
+    index: ScreenIndex, folder: Path, shard_bytes: int = 2**28, raw: bool = True
+) -> ScreenIndex:
+    """Packs a screen in this process; what `phenoscale pack` writes through Ray."""
+    store = claim_store(folder, index.fingerprint)
+    packer = packer_of(index, store, shard_bytes, raw)
+    for shard in range(packer.num_shards):
+        assert packer.find(shard) is None
+        packer.write(shard)
+        packer.check(shard)
+        found = packer.find(shard)
+        assert found is not None and not found.written
+    paths = packed_paths(index, packer.plan, [])
+    return index.repointed(paths, store, folder / "index.parquet")
 
 
 def index_of(rows: list[dict[str, Any]], out: Path, **options: Any) -> ScreenIndex:

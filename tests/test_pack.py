@@ -21,11 +21,11 @@ from phenoscale.on_ray.pack import pack_screen
 from phenoscale.screens.build import build_index
 from phenoscale.screens.errors import ImageError
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.packing import ShardPacker, packed_paths, plan_store, rows_of
+from phenoscale.screens.packing import packed_paths, plan_store, rows_of
 from phenoscale.screens.readers import read_site, read_windows
 from phenoscale.screens.storage import Root
 from phenoscale.screens.store import claim_store, put, remove_leftovers
-from tests.screen_on_disk import as_table, screen_rows, write_images
+from tests.screen_on_disk import as_table, packed_copy, packer_of, screen_rows, write_images
 
 SITE_BYTES = 6 * 64 * 64
 ROOT = Path(__file__).parents[1]
@@ -35,12 +35,6 @@ from rich.console import Console
 from phenoscale.on_ray.pack import pack_screen
 pack_screen(sys.argv[1], sys.argv[2], Console(), shard_bytes=int(sys.argv[3]))
 """
-
-
-def packer_of(index: ScreenIndex, out: Root, shard_bytes: int = 2**28) -> ShardPacker:
-    return ShardPacker(
-        index=index.location, root=index.root, out=out, plan=plan_store(index, shard_bytes)
-    )
 
 
 def all_sites(index: ScreenIndex) -> np.ndarray:
@@ -180,21 +174,18 @@ def test_the_plan_has_every_row_once(mixed: ScreenIndex):
 
 
 def test_sites_of_two_sizes(mixed: ScreenIndex, tmp_path: Path):
-    store = claim_store(tmp_path / "packed", mixed.fingerprint)
-    packer = packer_of(mixed, store, shard_bytes=20_000)
-    for shard in range(packer.num_shards):
-        assert packer.find(shard) is None
-        packer.write(shard)
-        packer.check(shard)
-        found = packer.find(shard)
-        assert found is not None and not found.written
-    out = tmp_path / "packed" / "index.parquet"
-    packed = mixed.repointed(packed_paths(mixed, packer.plan, []), store, out)
+    packed = packed_copy(mixed, tmp_path / "packed", shard_bytes=20_000)
     for row in range(mixed.num_sites):
         names, channels = mixed.channels, mixed.channel_sets[0]
         before = read_site(mixed.root, mixed.table["paths"][row].as_py(), channels, names)
         after = read_site(packed.root, packed.table["paths"][row].as_py(), channels, names)
         assert np.array_equal(before, after)
+
+
+def test_sites_of_exactly_one_tile(tiny_screen: Path, tmp_path: Path):
+    screen = ScreenIndex.open(tiny_screen / "index.parquet")  # of 64 px, as tiles are
+    packed = packed_copy(screen, tmp_path / "packed", raw=False)
+    assert np.array_equal(all_sites(packed), all_sites(screen))
 
 
 def test_a_mended_site_is_packed_after_all(mixed: ScreenIndex, tmp_path: Path):

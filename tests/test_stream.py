@@ -18,6 +18,10 @@ from phenoscale.on_ray import data
 from phenoscale.on_ray.data import crop_stream
 from phenoscale.on_ray.start import start_ray
 from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.readers import is_mapped
+from phenoscale.screens.storage import Root
+from tests.screen_on_disk import packed_copy
 
 CROPS = Crops(size_px=24, passes=8, global_batch_size=32, held_out=("batch2/plate2",))
 
@@ -67,6 +71,33 @@ def test_a_stream_is_the_plan_cut_in_this_process(
         assert_same(stream, cutter.stream(first, last, rank, world))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_mapped_store_is_cut_by_the_worker_itself(
+    tiny_screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads
+):
+    """The crops of the files that were packed, from any step, and nothing is sent through Ray."""
+    monkeypatch.setattr(data, "_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(data, "cut_by_tasks", None)
+    files = cutter_of(tiny_screen, crops_per_read=4)
+    index = packed_copy(ScreenIndex.open(files.index_path), tmp_path / "packed")
+    packed = dataclasses.replace(files, index_path=str(index.location))
+    assert packed.is_mapped and not files.is_mapped
+    for first, rank in ((0, 0), (13, 1)):
+        stream = crop_stream(packed, first, packed.plan.steps, rank, 2, Readers(at_once=threads))
+        assert_same(stream, files.stream(first, packed.plan.steps, rank, 2))
+
+
+def test_a_remote_store_or_one_with_a_codec_is_not_mapped(tiny_screen: Path, tmp_path: Path, s3):
+    screen = ScreenIndex.open(tiny_screen / "index.parquet")
+    raw = packed_copy(screen, tmp_path / "raw")
+    with_codec = packed_copy(screen, tmp_path / "blosc", raw=False)
+    paths = raw.table["paths"][0].as_py()
+    assert is_mapped(raw.root, paths)
+    assert not is_mapped(Root.of(s3.put(tmp_path / "raw")), paths)
+    assert not is_mapped(with_codec.root, paths)
+    assert not is_mapped(screen.root, screen.table["paths"][0].as_py())
+
+
 def test_one_block_of_all_lanes_is_handed_on_without_a_copy(cluster: None, tiny_screen: Path):
     cutter = cutter_of(tiny_screen)
     batches = list(crop_stream(cutter, 0, 3))
@@ -98,8 +129,8 @@ def test_segments_cover_the_steps_and_are_bounded(share, per_read, step_bytes, d
         )
 
 
-def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path):
-    """Two nodes on this machine, one for readers: all crops are cut there."""
+def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path, tmp_path: Path):
+    """Two nodes on this machine, one for readers: all crops are cut there, a mapped store's too."""
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # of the tests before
@@ -107,7 +138,9 @@ def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path):
     try:
         reader = cluster.add_node(num_cpus=1, resources={"reader": 1})
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-        cutter = cutter_of(tiny_screen)
+        index = packed_copy(ScreenIndex.open(tiny_screen / "index.parquet"), tmp_path / "packed")
+        cutter = CropCutter(index_path=str(index.location), crops=CROPS, seed=2)
+        assert cutter.is_mapped
         stream = crop_stream(_Telling(cutter), 0, 4, readers=Readers(resource="reader"))
         nodes = {bytes(batch["node"][0]).decode() for batch in stream}
         assert nodes == {reader.node_id}

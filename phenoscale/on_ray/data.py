@@ -9,13 +9,17 @@ being trained on: so the store holds two of them a stream and no more. One long 
 do: while its consumer is slower than its readers, Ray Data's executor spins in the consumer's
 process and takes half of a core from it (ray 2.60). Within a dataset one task yields many blocks,
 for a task costs as much CPU as moving a hundred crops, and a batch is a view of its block.
+
+Pixels that need no decoding are not sent at all: the worker copies them out of a mapped store.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import ray.data
@@ -37,18 +41,47 @@ def crop_stream(
     world: int = 1,
     readers: Readers | None = None,
 ) -> Iterator[Batch]:
-    """Batches of steps `first` to `last` - 1 for one worker, in order, cut ahead in Ray tasks.
+    """Batches of steps `first` to `last` - 1 for one worker, in order, cut ahead of it.
+
+    Ray tasks cut, and send what they cut. A mapped store (`CropCutter.is_mapped`) is cut by threads
+    of this process instead, unless `readers` names the nodes that are to do it.
 
     Yields:
-        As `CropCutter.stream`; read-only views of the object store.
+        As `CropCutter.stream`; views that must not be written to.
     """
-    lanes = cutter.plan.lanes(rank, world)
+    lanes, readers = cutter.plan.lanes(rank, world), readers or Readers()
+    here = readers.resource is None and cutter.is_mapped
+    yield from (cut_by_threads if here else cut_by_tasks)(cutter, first, last, lanes, readers)
+
+
+def cut_by_threads(
+    cutter: CropCutter, first: int, last: int, lanes: range, readers: Readers
+) -> Iterator[Batch]:
+    """The batches of `crop_stream`, cut by `readers.at_once` threads of this process."""
+    steps = _block_steps(len(lanes) * cutter.crop_bytes)
+    with ThreadPoolExecutor(max_workers=readers.at_once) as pool:
+        blocks = (
+            pool.submit(cutter.cut, begin, min(begin + steps, last), lanes)
+            for begin in range(first, last, steps)
+        )
+        ahead = deque(islice(blocks, readers.at_once + 1))
+        while ahead:
+            block = ahead.popleft().result()
+            ahead.extend(islice(blocks, 1))
+            for step in range(len(block["crops"])):
+                yield {name: x[step] for name, x in block.items()}
+
+
+def cut_by_tasks(
+    cutter: CropCutter, first: int, last: int, lanes: range, readers: Readers
+) -> Iterator[Batch]:
+    """The batches of `crop_stream`, cut by `readers.at_once` tasks of Ray Data and sent here."""
     segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
     with ThreadPoolExecutor(max_workers=1) as ahead:
 
         def submit(number: int) -> list[Future[ray.data.MaterializedDataset]]:
             some = segments[number : number + 1]
-            return [ahead.submit(_cut_ahead, cutter, lanes, s, readers or Readers()) for s in some]
+            return [ahead.submit(_cut_ahead, cutter, lanes, s, readers) for s in some]
 
         coming = submit(0)
         for number in range(len(segments)):

@@ -20,7 +20,7 @@ from phenoscale.config import Crops
 from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan
 from phenoscale.screens.errors import ImageError
 from phenoscale.screens.index import Rows, ScreenIndex, Sites
-from phenoscale.screens.readers import cut_windows, read_site
+from phenoscale.screens.readers import cut_windows, is_mapped, read_site
 from phenoscale.screens.subset import Subset
 
 Batch = dict[str, np.ndarray]
@@ -64,6 +64,12 @@ class CropCutter:
     def crop_bytes(self) -> int:
         """Bytes of one crop."""
         return len(_opened(self).index.channels) * self.crops.size_px**2
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether crops are copied out of mapped files, with nothing to decode or to fetch."""
+        opened = _opened(self)
+        return is_mapped(opened.index.root, opened.row(0).paths)
 
     def cut(self, first: int, last: int, lanes: range | None = None) -> Batch:
         """The crops of steps `first` to `last` - 1 in some lanes, by default in all.

@@ -80,6 +80,11 @@ def read_header(root: Root, name: str, site: int) -> ImageHeader:
     )
 
 
+def is_mapped(root: Root, name: str) -> bool:
+    """Whether windows are copied out of mapped files: raw pixels in a local store."""
+    return root.folder is not None and _array(root, name).is_raw
+
+
 def read_site(root: Root, name: str, site: int, positions: Sequence[int]) -> Pixels:
     """Reads the channels at `positions` of one site.
 
@@ -187,7 +192,7 @@ def _read(
     meeting = _meeting(array, corners, shape)
     # A window of a raw site is copied out of the file's pages, without a checksum, which would
     # have to be taken over the whole site; whole sites are read the other way.
-    if array.is_raw and root.folder is not None and shape != array.tile_shape[1:]:
+    if is_mapped(root, name) and shape != array.tile_shape[1:]:
         pixels = _raw_site(root, name, site, array)
         if list(positions) != list(range(array.num_channels)):
             pixels = pixels[list(positions)]

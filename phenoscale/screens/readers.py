@@ -31,6 +31,7 @@ __all__ = [
     "MissingImageError",
     "Scale",
     "cut_windows",
+    "is_mapped",
     "read_header",
     "read_native",
     "read_site",
@@ -190,6 +191,12 @@ def cut_windows(
     _check_recorded(header, recorded, paths[0])
     positions = _positions(channels, wanted)
     packed.cut_windows(root, entry.path, entry.number, positions, corners, size_px, out)
+
+
+def is_mapped(root: Root, paths: Sequence[str]) -> bool:
+    """Whether windows of a site are copied out of a mapped file, with nothing to decode."""
+    entry = parse_entry(paths[0])
+    return entry.kind == "packed" and packed.is_mapped(root, entry.path)
 
 
 def _read(

@@ -190,13 +190,14 @@ class PackedArray:
         numbers = [sites, channels, height, width, per_shard, *shard_shape, tile]
         if any(type(number) is not int for number in numbers):
             raise ValueError(f"sizes {numbers} are not whole numbers")
+        raw = compression == "none" and (tile, tile_columns) == (height, width)
         array = cls(
             num_sites=sites,
             num_channels=channels,
             height_px=height,
             width_px=width,
             sites_per_shard=per_shard,
-            tile_px=0 if (tile, tile_columns) == (height, width) else max(tile, 1),
+            tile_px=0 if raw else max(tile, 1),
             codec=compression,
         )
         required = {
