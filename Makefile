@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit bench bench-data ui clean
+.PHONY: install demo test lint unit page bench bench-data ui clean
 
 install: $(STAMP)
 
@@ -29,13 +29,19 @@ lint: install
 unit: install
 	$(BIN)/python -m pytest
 
+# docs/your_own_screen.md, command by command; needs the real data sets, see docs/run_page.py.
+page: install
+	$(BIN)/python docs/run_page.py docs/your_own_screen.md
+
 bench: install
 	$(BIN)/python -m benchmarks.synth
 	$(BIN)/python -m benchmarks.overhead
 
-# Beside our ways those of our peers, which are installed for it.
+# Indexes, packed stores and crops, beside those of our peers, which are installed for it.
 bench-data: install
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[all,dev,bench]"
+	$(BIN)/python -m benchmarks.index
+	$(BIN)/python -m benchmarks.formats
 	$(BIN)/python -m benchmarks.data
 
 ui: install

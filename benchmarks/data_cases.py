@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from phenoscale.screens.cells import LATENT_NAMES, rng_for
-from phenoscale.screens.render import draw_nuisance, render_site
+from phenoscale.screens.simulated.cells import LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.render import draw_nuisance, render_site
 
 Pixels = npt.NDArray[np.uint8]
 Scale = npt.NDArray[np.float64]

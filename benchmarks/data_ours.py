@@ -20,9 +20,9 @@ from phenoscale.parallel import prepare_process
 from phenoscale.screens.build import build_index
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.manifest import MANIFEST_SCHEMA, NEGATIVE_CONTROL
-from phenoscale.screens.packed import PackedTiles, fetch, read_header
-from phenoscale.screens.shards import DECODERS
+from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA, NEGATIVE_CONTROL
+from phenoscale.screens.packed.reader import PackedTiles, fetch, read_header
+from phenoscale.screens.packed.shards import DECODERS
 from phenoscale.screens.storage import Root
 from phenoscale.turns import turned
 

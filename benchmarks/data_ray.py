@@ -20,8 +20,8 @@ from phenoscale.config import Readers
 from phenoscale.on_ray.data import crop_stream, cut_by_tasks
 from phenoscale.on_ray.start import start_ray
 from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.images.readers import read_windows
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_windows
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -31,12 +31,12 @@ from benchmarks.formats_containers import (
     parquet,
     zarr_shards,
 )
-from phenoscale.screens.cells import LATENT_NAMES, rng_for
-from phenoscale.screens.packed import fetch
-from phenoscale.screens.render import draw_nuisance, render_site
-from phenoscale.screens.shards import DECODERS
+from phenoscale.screens.packed.reader import fetch
+from phenoscale.screens.packed.shards import DECODERS
+from phenoscale.screens.simulated.cells import LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.render import draw_nuisance, render_site
+from phenoscale.screens.simulated.synthetic import ScreenSpec
 from phenoscale.screens.storage import Root
-from phenoscale.screens.synthetic import ScreenSpec
 
 GOAL_DECODING_SHARE = 0.6
 TILES = (64, 96, 128, 256)

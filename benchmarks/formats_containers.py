@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from phenoscale.screens.packed import read_windows
-from phenoscale.screens.shards import (
+from phenoscale.screens.packed.reader import read_windows
+from phenoscale.screens.packed.shards import (
     METADATA,
     TILE_PX,
     PackedArray,

@@ -21,9 +21,9 @@ from phenoscale.config import Crops, Placement, Study, Trial
 from phenoscale.on_ray.tune import run_grid
 from phenoscale.results import ResultsRow, read_rows
 from phenoscale.screens.build import build_index
-from phenoscale.screens.manifest import read_manifest
-from phenoscale.screens.planted import ScreenSpec
-from phenoscale.screens.synthetic import simulate_screen
+from phenoscale.screens.layouts.manifest import read_manifest
+from phenoscale.screens.simulated.planted import ScreenSpec
+from phenoscale.screens.simulated.synthetic import simulate_screen
 from phenoscale.study_files import StudyFiles
 
 GOAL_IN_PLACE_S, GOAL_RAY_TRAIN_S = 1.0, 9.0

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure, figure, publish
-from phenoscale.screens.cells import LATENT_NAMES, rng_for
-from phenoscale.screens.render import draw_nuisance, render_site
-from phenoscale.screens.synthetic import ScreenSpec, simulate_screen
+from phenoscale.screens.simulated.cells import LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.render import draw_nuisance, render_site
+from phenoscale.screens.simulated.synthetic import ScreenSpec, simulate_screen
 
 GOAL = 30.0
 SPEC = ScreenSpec(

@@ -8,8 +8,7 @@ chance is 0.10.
 Two objectives x two backbones x three data scales, three untrained initialisations of each
 backbone, intensity statistics, the oracle, and twins of one trial under Ray Train. Passes are
 fixed, so a trial's cost follows its data. Read-out, alignment and baselines are fixed here, before
-anything is
-trained.
+anything is trained.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from phenoscale.config import Crops, Placement, Study, Trial
 BACKBONES = ("pico/8", "nano/8")
 DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
 PASSES = {"mae": 48, "wsl": 32}  # about equal time: a classifier's step encodes every patch
+CROPS_PER_READ = 4
 MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
 LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
 CROP_PX = 64  # two cells wide, and patches finer than an organelle
@@ -44,7 +44,12 @@ def build_study(seed: int = 0) -> Study:
     def trained(
         objective: str, name: str, fraction: float, place: Placement | None = None
     ) -> Trial:
-        seen = dataclasses.replace(crops, data_fraction=fraction, passes=PASSES[objective])
+        seen = dataclasses.replace(
+            crops,
+            data_fraction=fraction,
+            passes=PASSES[objective],
+            crops_per_read=CROPS_PER_READ,
+        )
         lr = LEARNING_RATE[objective]
         return grid.trained(
             objective, name, seen, lr=lr, mask_ratio=MASK_RATIO, seed=seed, placement=place
@@ -83,7 +88,7 @@ def main(
     dry_run: grid.DryRun = False,
 ) -> None:
     """Simulates a screen, runs the study on it and writes its report."""
-    from phenoscale.screens.planted import ScreenSpec
+    from phenoscale.screens.simulated.planted import ScreenSpec
 
     spec, study = ScreenSpec(seed=seed), build_study(seed)
     plates = spec.experimental_batches * spec.plates_per_batch
@@ -103,7 +108,7 @@ def main(
     from rich.console import Console
 
     from phenoscale.on_ray.study import run_study
-    from phenoscale.screens.prepare import simulated_screen
+    from phenoscale.screens.simulated.prepare import simulated_screen
     from phenoscale.study_files import StudyFiles
 
     console = Console()

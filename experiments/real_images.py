@@ -93,7 +93,7 @@ def write_index(cells: list[dict[str, str]], data: Path, out: Path) -> Path:
     import pyarrow as pa
 
     from phenoscale.screens.build import build_index
-    from phenoscale.screens.manifest import MANIFEST_SCHEMA, check_manifest
+    from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA, check_manifest
 
     counts: dict[tuple[str, str], int] = {}
     rows = []

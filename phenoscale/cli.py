@@ -39,8 +39,8 @@ def synth(
     with clear_errors():
         from rich.console import Console
 
-        from phenoscale.screens.planted import ScreenSpec
-        from phenoscale.screens.prepare import simulated_screen
+        from phenoscale.screens.simulated.planted import ScreenSpec
+        from phenoscale.screens.simulated.prepare import simulated_screen
 
         spec = ScreenSpec(
             seed=seed, num_complexes=complexes, num_opposed=opposed, controls_per_batch=controls

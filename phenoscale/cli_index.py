@@ -10,8 +10,8 @@ import typer
 from phenoscale.terminal import clear_errors, progress_bar
 
 if TYPE_CHECKING:
-    from phenoscale.screens.found import Found
-    from phenoscale.screens.plate_map import PlateMap
+    from phenoscale.screens.layouts.found import Found
+    from phenoscale.screens.layouts.plate_map import PlateMap
     from phenoscale.screens.storage import Root
 
 index_app = typer.Typer(help="Make an index of a screen, and check it.", no_args_is_help=True)
@@ -67,8 +67,8 @@ def index_manifest(
 ) -> None:
     """Index the sites that a manifest lists."""
     with clear_errors():
-        from phenoscale.screens.found import Found
-        from phenoscale.screens.manifest import read_manifest
+        from phenoscale.screens.layouts.found import Found
+        from phenoscale.screens.layouts.manifest import read_manifest
 
         found = Found(manifest=read_manifest(manifest))
         _write(found, _root(root), out, controls, percentiles, damaged, str(manifest))
@@ -85,7 +85,7 @@ def index_rxrx1(
 ) -> None:
     """Index RxRx1: metadata.csv, and PNG under images/."""
     with clear_errors():
-        from phenoscale.screens.rxrx1 import find_sites
+        from phenoscale.screens.layouts.rxrx1 import find_sites
 
         place = _root(root)
         with progress_bar("files") as seen:
@@ -105,7 +105,7 @@ def index_rxrx3(
 ) -> None:
     """Index RxRx3: metadata.csv, and JPEG 2000 or PNG under images/."""
     with clear_errors():
-        from phenoscale.screens.rxrx3 import find_sites
+        from phenoscale.screens.layouts.rxrx3 import find_sites
 
         place = _root(root)
         with progress_bar("files") as seen:
@@ -127,7 +127,7 @@ def index_rxrx3_core(
 ) -> None:
     """Index RxRx3-core: Parquet files with image bytes, as Hugging Face serves them."""
     with clear_errors():
-        from phenoscale.screens.rxrx3_core import find_sites
+        from phenoscale.screens.layouts.rxrx3_core import find_sites
 
         place = _root(root)
         with progress_bar("rows") as seen:
@@ -162,8 +162,8 @@ def index_jump(
 ) -> None:
     """Index a data set of the Cell Painting Gallery: load_data tables and 16-bit TIFF."""
     with clear_errors():
-        from phenoscale.screens.jump import find_sites
-        from phenoscale.screens.jump_tables import read_jump_tables
+        from phenoscale.screens.layouts.jump import find_sites
+        from phenoscale.screens.layouts.jump_tables import read_jump_tables
 
         place = _root(root)
         with progress_bar("sites") as seen:
@@ -200,7 +200,7 @@ def index_ome_zarr(
 ) -> None:
     """Index plates of OME-Zarr, version 0.4 or 0.5."""
     with clear_errors():
-        from phenoscale.screens.ome_zarr import find_sites
+        from phenoscale.screens.layouts.ome_zarr import find_sites
 
         place = _root(root)
         with progress_bar("fields") as seen:
@@ -242,8 +242,8 @@ def index_pattern(
 ) -> None:
     """Index any folder tree, through a template or as a microscope writes it."""
     with clear_errors():
-        from phenoscale.screens.assemble import Choices
-        from phenoscale.screens.pattern import find_sites
+        from phenoscale.screens.layouts.assemble import Choices
+        from phenoscale.screens.layouts.pattern import find_sites
 
         place = _root(root)
         with progress_bar("files") as seen:
@@ -273,7 +273,7 @@ def _write(
 ) -> None:
     """Says what was found, and indexes it."""
     from phenoscale.screens.build import build_index
-    from phenoscale.screens.layouts import summary
+    from phenoscale.screens.layouts.by_name import summary
 
     typer.echo("\n".join(summary(found)))
     with progress_bar("sites") as tell:
@@ -299,7 +299,7 @@ def _root(location: str) -> Root:
 def _map(
     path: Path | None, columns: str | None, controls: str | None, kind: str | None
 ) -> PlateMap | None:
-    from phenoscale.screens.plate_map import read_plate_map
+    from phenoscale.screens.layouts.plate_map import read_plate_map
 
     if path is None:
         if columns or controls or kind:

@@ -124,7 +124,8 @@ class Readers:
     """Where the crops of one worker are read and cut ahead of it."""
 
     at_once: int = 1
-    """Tasks at a time, each of one CPU; more where decoding is slower than training."""
+    """Tasks at a time, each of one CPU; more where decoding is slower than training. For a packed
+    store that the worker maps, threads of the worker."""
     resource: str | None = None
     """Custom Ray resource that each task holds, to keep decoding on the nodes that offer it."""
 

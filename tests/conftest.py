@@ -40,8 +40,8 @@ def tiny_screen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Read it only: a test that changes files copies what it needs.
     """
     from phenoscale.screens.build import build_index
-    from phenoscale.screens.manifest import read_manifest
-    from phenoscale.screens.synthetic import simulate_screen
+    from phenoscale.screens.layouts.manifest import read_manifest
+    from phenoscale.screens.simulated.synthetic import simulate_screen
     from tests.tiny import SCREEN
 
     folder = tmp_path_factory.mktemp("screens") / "tiny"

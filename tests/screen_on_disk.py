@@ -11,10 +11,10 @@ import tifffile
 
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import SORT_KEYS, IndexWriter
-from phenoscale.screens.manifest import MANIFEST_SCHEMA
-from phenoscale.screens.packing import ShardPacker, packed_paths, plan_store
+from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.packed.packing import ShardPacker, packed_paths, plan_store
+from phenoscale.screens.packed.store import claim_store
 from phenoscale.screens.storage import Root
-from phenoscale.screens.store import claim_store
 
 CHANNELS = ["dna", "er", "actin"]
 

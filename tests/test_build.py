@@ -16,8 +16,8 @@ import pytest
 import tifffile
 
 from phenoscale.screens.build import build_index, damaged_csv, map_sites
+from phenoscale.screens.images.readers import read_site
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_site
 from phenoscale.screens.storage import Root
 from tests.screen_on_disk import CHANNELS, as_table, pixels, screen_rows, write_images
 

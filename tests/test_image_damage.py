@@ -20,7 +20,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phenoscale.screens.readers import ImageError, read_header, read_site
+from phenoscale.screens.images.readers import ImageError, read_header, read_site
 from phenoscale.screens.storage import Root
 from tests.screen_on_disk import pixels
 from tests.test_image_formats import deep, write_zarr
@@ -207,7 +207,7 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
     # The limit holds for all that a decoder asks for, not only for Python's own objects.
     script = """
 import resource, sys
-from phenoscale.screens.readers import ImageError, read_site
+from phenoscale.screens.images.readers import ImageError, read_site
 from phenoscale.screens.storage import Root
 root = Root.of(sys.argv[1])
 with open("/proc/self/statm") as file:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from phenoscale.screens.readers import (
+from phenoscale.screens.images.readers import (
     ImageError,
     MissingImageError,
     read_header,

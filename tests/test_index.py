@@ -24,7 +24,7 @@ from phenoscale.screens.index_format import (
     METADATA_FIELDS,
     IndexWriter,
 )
-from phenoscale.screens.manifest import MANIFEST_SCHEMA
+from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA
 from phenoscale.screens.storage import Root
 from tests.screen_on_disk import index_of, large_index, screen_rows, site_row, wells_of
 

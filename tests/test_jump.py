@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from phenoscale.screens.jump import find_sites
-from phenoscale.screens.jump_tables import read_jump_tables
-from phenoscale.screens.manifest import check_manifest
-from phenoscale.screens.plate_map import read_plate_map
-from phenoscale.screens.readers import read_native
+from phenoscale.screens.images.readers import read_native
+from phenoscale.screens.layouts.jump import find_sites
+from phenoscale.screens.layouts.jump_tables import read_jump_tables
+from phenoscale.screens.layouts.manifest import check_manifest
+from phenoscale.screens.layouts.plate_map import read_plate_map
 from phenoscale.screens.storage import Root
 from tests.layout_writers import JUMP_CHANNELS, write_load_data
 

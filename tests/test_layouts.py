@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phenoscale.screens.found import Found
-from phenoscale.screens.layouts import LAYOUTS, summary
-from phenoscale.screens.manifest import check_manifest
-from phenoscale.screens.readers import read_native
+from phenoscale.screens.images.readers import read_native
+from phenoscale.screens.layouts.by_name import LAYOUTS, summary
+from phenoscale.screens.layouts.found import Found
+from phenoscale.screens.layouts.manifest import check_manifest
 from phenoscale.screens.storage import Root
 from tests.layout_writers import (
     Sites,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phenoscale.screens.manifest import (
+from phenoscale.screens.layouts.manifest import (
     MANIFEST_SCHEMA,
     check_manifest,
     read_manifest,

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from phenoscale.screens.manifest import check_manifest
-from phenoscale.screens.ome_zarr import find_sites
-from phenoscale.screens.readers import read_native
+from phenoscale.screens.images.readers import read_native
+from phenoscale.screens.layouts.manifest import check_manifest
+from phenoscale.screens.layouts.ome_zarr import find_sites
 from phenoscale.screens.storage import Root
 from tests.layout_writers import write_ome_zarr
 

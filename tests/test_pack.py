@@ -20,11 +20,11 @@ from rich.console import Console
 from phenoscale.on_ray.pack import pack_screen
 from phenoscale.screens.build import build_index
 from phenoscale.screens.errors import ImageError
+from phenoscale.screens.images.readers import read_site, read_windows
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.packing import packed_paths, plan_store, rows_of
-from phenoscale.screens.readers import read_site, read_windows
+from phenoscale.screens.packed.packing import packed_paths, plan_store, rows_of
+from phenoscale.screens.packed.store import claim_store, put, remove_leftovers
 from phenoscale.screens.storage import Root
-from phenoscale.screens.store import claim_store, put, remove_leftovers
 from tests.screen_on_disk import as_table, packed_copy, packer_of, screen_rows, write_images
 
 SITE_BYTES = 6 * 64 * 64

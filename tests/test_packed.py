@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from phenoscale.screens import packed
 from phenoscale.screens.errors import ImageError, MissingImageError
-from phenoscale.screens.shards import (
+from phenoscale.screens.packed import reader as packed
+from phenoscale.screens.packed.shards import (
     METADATA,
     PackedArray,
     check_shard,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from phenoscale.screens.assemble import Choices
-from phenoscale.screens.pattern import find_sites
-from phenoscale.screens.readers import read_native
+from phenoscale.screens.images.readers import read_native
+from phenoscale.screens.layouts.assemble import Choices
+from phenoscale.screens.layouts.pattern import find_sites
 from phenoscale.screens.storage import Root
 
 SIMPLE = "{plate}/{well}_s{site}_w{channel}.tif"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from phenoscale.screens.manifest import check_manifest
-from phenoscale.screens.pattern import find_sites
-from phenoscale.screens.plate_map import label_sites, read_plate_map
+from phenoscale.screens.layouts.manifest import check_manifest
+from phenoscale.screens.layouts.pattern import find_sites
+from phenoscale.screens.layouts.plate_map import label_sites, read_plate_map
 from phenoscale.screens.storage import Root
 
 NF1 = "{plate}_images/{well}_01_{_}_{site}_{channel}_001.tif"

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.prepare import simulated_screen
+from phenoscale.screens.simulated.prepare import simulated_screen
 from tests.tiny import SCREEN
 
 SPEC = dataclasses.replace(SCREEN, sites_per_well=1, seed=3)

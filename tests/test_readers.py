@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from phenoscale.screens.headers import MAX_PIXELS
-from phenoscale.screens.readers import (
+from phenoscale.screens.images.headers import MAX_PIXELS
+from phenoscale.screens.images.readers import (
     ImageError,
     MissingImageError,
     read_header,

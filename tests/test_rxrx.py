@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phenoscale.screens import rxrx1, rxrx3, rxrx3_core
-from phenoscale.screens.manifest import check_manifest
+from phenoscale.screens.layouts import rxrx1, rxrx3, rxrx3_core
+from phenoscale.screens.layouts.manifest import check_manifest
 from phenoscale.screens.storage import Root
 from tests.layout_writers import DYES, write_rxrx1, write_rxrx3, write_rxrx3_core
 

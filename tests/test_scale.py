@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phenoscale.screens.build import build_index
+from phenoscale.screens.images.readers import read_site
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_site
 from phenoscale.screens.scale import SITES_PER_PLATE, percentile_range
 from tests.screen_on_disk import CHANNELS, as_table, site_row
 

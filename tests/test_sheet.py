@@ -11,8 +11,8 @@ import tifffile
 from PIL import Image
 
 from phenoscale.screens.build import build_index
+from phenoscale.screens.images.readers import read_site
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_site
 from phenoscale.screens.sheet import write_sheet
 from tests.screen_on_disk import as_table, pixels, screen_rows, write_images
 

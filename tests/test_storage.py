@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from phenoscale.screens import storage
 from phenoscale.screens.errors import ImageError, MissingImageError, RootVanishedError
-from phenoscale.screens.readers import read_header, read_site, read_windows
+from phenoscale.screens.images.readers import read_header, read_site, read_windows
 from phenoscale.screens.storage import Root
 from tests.screen_on_disk import pixels
 

@@ -18,8 +18,8 @@ from phenoscale.on_ray import data
 from phenoscale.on_ray.data import crop_stream
 from phenoscale.on_ray.start import start_ray
 from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.images.readers import is_mapped
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import is_mapped
 from phenoscale.screens.storage import Root
 from tests.screen_on_disk import packed_copy
 

@@ -13,10 +13,16 @@ import pandas as pd
 import pytest
 import tifffile
 
-from phenoscale.screens.cells import CHANNELS, LATENT_NAMES, STAIN_PER_CELL, render_cell, rng_for
-from phenoscale.screens.planted import design_screen, lay_out_wells
-from phenoscale.screens.render import draw_nuisance, render_site
-from phenoscale.screens.synthetic import ScreenSpec, simulate_screen
+from phenoscale.screens.simulated.cells import (
+    CHANNELS,
+    LATENT_NAMES,
+    STAIN_PER_CELL,
+    render_cell,
+    rng_for,
+)
+from phenoscale.screens.simulated.planted import design_screen, lay_out_wells
+from phenoscale.screens.simulated.render import draw_nuisance, render_site
+from phenoscale.screens.simulated.synthetic import ScreenSpec, simulate_screen
 
 TINY = ScreenSpec(
     num_complexes=2,

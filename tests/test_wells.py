@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phenoscale.screens.wells import natural_key, row_letters, standard_wells, well_name
+from phenoscale.screens.layouts.wells import natural_key, row_letters, standard_wells, well_name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from phenoscale.config import Crops, Objective, Optim, Trial
-from phenoscale.screens.planted import ScreenSpec
+from phenoscale.screens.simulated.planted import ScreenSpec
 from phenoscale.train import Batch, Trained, train
 
 CHANNELS, CLASSES, STEPS = 2, 3, 10

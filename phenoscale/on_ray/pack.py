@@ -26,15 +26,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from phenoscale.on_ray.start import start_ray
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import GROUP_ROWS
-from phenoscale.screens.packing import (
+from phenoscale.screens.packed.packing import (
     SHARD_BYTES,
     ShardPacker,
     ShardResult,
     packed_paths,
     plan_store,
 )
-from phenoscale.screens.storage import Root
-from phenoscale.screens.store import (
+from phenoscale.screens.packed.store import (
     BAD_SITES_NAME,
     INDEX_NAME,
     claim_store,
@@ -44,6 +43,7 @@ from phenoscale.screens.store import (
     remove,
     remove_leftovers,
 )
+from phenoscale.screens.storage import Root
 
 _MOST_BLOCKS = 1000  # Ray Data's cost is per block; each is one step of the progress bar
 _QUIET_S = 15.0  # between lines of progress where the output is no terminal

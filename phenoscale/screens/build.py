@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from phenoscale.screens.errors import ImageError
-from phenoscale.screens.headers import ImageHeader
+from phenoscale.screens.images.headers import ImageHeader
+from phenoscale.screens.images.readers import read_header
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import SORT_KEYS, IndexWriter
-from phenoscale.screens.manifest import MANIFEST_SCHEMA, check_manifest, row_number
-from phenoscale.screens.readers import read_header
+from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA, check_manifest, row_number
 from phenoscale.screens.scale import plate_scales
 from phenoscale.screens.storage import Root
 

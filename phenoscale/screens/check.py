@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from phenoscale.screens.build import map_sites
 from phenoscale.screens.errors import ImageError, MissingImageError
+from phenoscale.screens.images.readers import read_header, read_site
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_header, read_site
 
 _SHOWN = 20
 

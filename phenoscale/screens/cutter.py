@@ -19,8 +19,8 @@ import numpy as np
 from phenoscale.config import Crops
 from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan
 from phenoscale.screens.errors import ImageError
+from phenoscale.screens.images.readers import cut_windows, is_mapped, read_site
 from phenoscale.screens.index import Rows, ScreenIndex, Sites
-from phenoscale.screens.readers import cut_windows, is_mapped, read_site
 from phenoscale.screens.subset import Subset
 
 Batch = dict[str, np.ndarray]

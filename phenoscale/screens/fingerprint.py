@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from phenoscale.screens.manifest import one_array
+from phenoscale.screens.layouts.manifest import one_array
 
 DIGEST_BYTES = 16
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phenoscale.screens.fingerprint import DIGEST_BYTES, content_digest
-from phenoscale.screens.manifest import MANIFEST_SCHEMA, one_array
+from phenoscale.screens.layouts.manifest import MANIFEST_SCHEMA, one_array
 from phenoscale.screens.storage import Root
 
 INDEX_VERSION = 2

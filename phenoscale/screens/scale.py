@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from phenoscale.screens.errors import ImageError
-from phenoscale.screens.readers import read_native
+from phenoscale.screens.images.readers import read_native
 from phenoscale.screens.storage import Root
 
 SITES_PER_PLATE = 16

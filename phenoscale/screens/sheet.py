@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from phenoscale.screens.errors import ImageError
+from phenoscale.screens.images.readers import read_site
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.readers import read_site
 
 _EDGE_PX, _GAP_PX, _TEXT_PX = 224, 6, 16
 _TILES_ACROSS = 6
