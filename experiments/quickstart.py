@@ -26,7 +26,7 @@ from phenoscale.config import Crops, Placement, Study, Trial
 
 BACKBONES = ("pico/8", "nano/8")
 DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
-PASSES = {"mae": 48, "wsl": 32}  # about equal time: a classifier's step encodes every patch
+PASSES = {"mae": 40, "wsl": 24}  # about equal time: a classifier's step encodes every patch
 CROPS_PER_READ = 4
 MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
 LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
