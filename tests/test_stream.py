@@ -17,7 +17,7 @@ from phenoscale.crops import Plan
 from phenoscale.on_ray import data
 from phenoscale.on_ray.data import crop_stream
 from phenoscale.on_ray.start import start_ray
-from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.cutter import BadSiteError, CropCutter
 from phenoscale.screens.images.readers import is_mapped
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.storage import Root
@@ -85,6 +85,14 @@ def test_a_mapped_store_is_cut_by_the_worker_itself(
     for first, rank in ((0, 0), (13, 1)):
         stream = crop_stream(packed, first, packed.plan.steps, rank, 2, Readers(at_once=threads))
         assert_same(stream, files.stream(first, packed.plan.steps, rank, 2))
+
+
+def test_a_shard_that_is_gone_is_named_by_the_threads_that_cut(tiny_screen: Path, tmp_path: Path):
+    index = packed_copy(ScreenIndex.open(tiny_screen / "index.parquet"), tmp_path / "packed")
+    cutter = CropCutter(index_path=str(index.location), crops=CROPS, seed=2)
+    (tmp_path / "packed" / "00001.zarr" / "c.0.0.0.0").unlink()
+    with pytest.raises(BadSiteError, match=r"00001\.zarr.*tolerated_bad_sites"):
+        list(crop_stream(cutter, 0, cutter.plan.steps))
 
 
 def test_a_remote_store_or_one_with_a_codec_is_not_mapped(tiny_screen: Path, tmp_path: Path, s3):

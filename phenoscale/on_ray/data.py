@@ -79,15 +79,15 @@ def cut_by_tasks(
     segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
     with ThreadPoolExecutor(max_workers=1) as ahead:
 
-        def submit(number: int) -> list[Future[ray.data.MaterializedDataset]]:
+        def submit(number: int) -> list[Future[list[Batch]]]:
             some = segments[number : number + 1]
             return [ahead.submit(_cut_ahead, cutter, lanes, s, readers) for s in some]
 
         coming = submit(0)
         for number in range(len(segments)):
-            ready = coming.pop().result()
+            blocks = coming.pop().result()
             coming = submit(number + 1)
-            for block in ready.iter_batches(batch_size=None, prefetch_batches=0):
+            for block in blocks:
                 for step in range(block["crops"].shape[1]):
                     yield {name: x[0, step] for name, x in block.items()}
 
@@ -114,8 +114,8 @@ def _block_steps(step_bytes: int) -> int:
 
 def _cut_ahead(
     cutter: CropCutter, lanes: range, segment: list[tuple[int, int]], readers: Readers
-) -> ray.data.MaterializedDataset:
-    """The crops of a segment, some steps to a block, in the object store."""
+) -> list[Batch]:
+    """The crops of a segment, some steps to a block: views of the object store."""
     tasks = min(readers.at_once, len(segment))
     steps = _block_steps(len(lanes) * cutter.crop_bytes)
 
@@ -138,4 +138,4 @@ def _cut_ahead(
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = 1  # so that every row is a block of its own
-    return dataset.materialize()
+    return list(dataset.iter_batches(batch_size=None, prefetch_batches=0))

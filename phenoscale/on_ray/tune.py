@@ -1,8 +1,9 @@
 """The grid: our list of trials, Ray Tune's scheduling.
 
-One-worker CPU trials run in place inside reused Tune actors, as many at once as there are cores;
-then come the trials that need a Ray Train worker group. Rows on disk are the truth: a trial that
-has one is not run again, and whatever Tune remembers of an earlier attempt is never read.
+Trials of one worker come first, as many at once as there are cores: in place inside reused Tune
+actors, or under Ray Train; then those of two workers, and so on. Rows on disk are the truth: a
+trial that has one is not run again, and whatever Tune remembers of an earlier attempt is never
+read.
 """
 
 from __future__ import annotations
@@ -71,18 +72,9 @@ def run_grid(
     if todo:
         slots = min(start_ray(address), at_once or sys.maxsize)
         try:
-            here = [t for t in todo if t.placement.launcher == "in_place"]
-            on_workers = [t for t in todo if t.placement.launcher == "ray_train"]
-            failures |= _run(study, files, listener, here, at_once=slots, cpus=TRAINER_CPUS)
-            largest = max((t.placement.workers for t in on_workers), default=1)
-            failures |= _run(
-                study,
-                files,
-                listener,
-                on_workers,
-                at_once=max(1, slots // largest),
-                cpus=_DRIVER_CPUS,
-            )
+            for workers in sorted({t.placement.workers for t in todo}):
+                some = [t for t in todo if t.placement.workers == workers]
+                failures |= _run(study, files, listener, some, max(1, slots // workers))
         finally:
             ray.shutdown()
     write_json(
@@ -93,27 +85,19 @@ def run_grid(
 
 
 def _run(
-    study: Study,
-    files: StudyFiles,
-    listener: Listener,
-    trials: Sequence[Trial],
-    *,
-    at_once: int,
-    cpus: float,
+    study: Study, files: StudyFiles, listener: Listener, trials: Sequence[Trial], at_once: int
 ) -> dict[str, str]:
-    """One Tune run over trials of one kind."""
-    if not trials:
-        return {}
+    """One Tune run over trials of as many workers."""
     bare = dataclasses.replace(
         study, trials=study.trials[:1]
     )  # how trials are scored, without the grid
     trainable = tune.with_parameters(_trainable, study=bare, files=files)
     results = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": cpus}),
+        tune.with_resources(trainable, _resources),
         param_space={"trial": tune.grid_search([t.as_dict() for t in trials])},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(
-            name=trials[0].placement.launcher,
+            name=f"workers{trials[0].placement.workers}",
             storage_path=str(files.study_dir / "tune"),
             verbose=0,
             callbacks=[_Relay(listener, files)],
@@ -124,6 +108,12 @@ def _run(
         if result.error is not None and not (files.trial_dir(trial) / ROW_FILE).exists():
             failures[trial.id] = str(result.error).strip()
     return failures
+
+
+def _resources(config: dict[str, Any]) -> dict[str, float]:
+    """What a trial's own process holds of the cluster."""
+    here = Trial.from_dict(config["trial"]).placement.launcher == "in_place"
+    return {"CPU": TRAINER_CPUS if here else _DRIVER_CPUS}
 
 
 def _trainable(config: dict[str, Any], study: Study, files: StudyFiles) -> None:

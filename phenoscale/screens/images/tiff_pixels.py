@@ -39,23 +39,30 @@ def read_raw(
     assert header.offset is not None
     rows, columns = out.shape[2:]
     row_bytes = header.width_px * out.itemsize
+    tops = [top for top, _ in corners]
+    first, end = min(tops), max(tops) + rows
+    # Rows that several windows share are read once, unless the rows between windows cost more.
+    together = len(corners) > 1 and end - first <= len(corners) * rows
+    blocks = [(first, end - first)] if together else [(top, rows) for top in tops]
     begins = [
-        [header.offset + (position * header.height_px + top) * row_bytes for top, _ in corners]
+        [header.offset + (position * header.height_px + top) * row_bytes for top, _ in blocks]
         for position in positions
     ]
-    file.expect([(begin, rows * row_bytes) for plane in begins for begin in plane])
-    if columns == header.width_px:
+    height = blocks[0][1]
+    file.expect([(begin, height * row_bytes) for plane in begins for begin in plane])
+    if columns == header.width_px and not together:
         for channel, plane in enumerate(begins):
             for number, begin in enumerate(plane):
                 file.fill(out[number, channel].data, begin)
     else:
-        strip = np.empty((rows, header.width_px), dtype=out.dtype)
-        buffer = strip.data
-        parts = [strip[:, left : left + columns] for _, left in corners]
+        strip = np.empty((height, header.width_px), dtype=out.dtype)
         for channel, plane in enumerate(begins):
-            for window, part, begin in zip(out, parts, plane, strict=True):
-                file.fill(buffer, begin)
-                window[channel] = part
+            for block, begin in enumerate(plane):
+                file.fill(strip.data, begin)
+                for number in range(len(corners)) if together else [block]:
+                    top, left = corners[number]
+                    row = top - blocks[block][0]
+                    out[number, channel] = strip[row : row + rows, left : left + columns]
     if out.itemsize > 1 and layout.byte_order != _NATIVE:
         out.byteswap(inplace=True)
 
