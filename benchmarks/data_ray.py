@@ -19,6 +19,7 @@ from benchmarks.data_peers import Job, Run
 from phenoscale.config import Readers
 from phenoscale.on_ray.data import crop_stream, cut_by_tasks
 from phenoscale.on_ray.start import start_ray
+from phenoscale.parallel import prepare_process
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.images.readers import read_windows
 from phenoscale.screens.index import ScreenIndex
@@ -52,6 +53,7 @@ def _ours(crops: CropCutter) -> Run:
 
 
 def _start() -> None:
+    prepare_process(threads=1)  # as a trial's process is
     if not ray.is_initialized():
         start_ray()
 

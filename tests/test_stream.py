@@ -72,11 +72,13 @@ def test_a_stream_is_the_plan_cut_in_this_process(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("room", [100_000, 2_000_000])  # less than a chapter, and more
 def test_a_mapped_store_is_cut_by_the_worker_itself(
-    tiny_screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads
+    tiny_screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads, room
 ):
     """The crops of the files that were packed, from any step, and nothing is sent through Ray."""
     monkeypatch.setattr(data, "_BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(data, "_SEGMENT_BYTES", room)
     monkeypatch.setattr(data, "cut_by_tasks", None)
     files = cutter_of(tiny_screen, crops_per_read=4)
     index = packed_copy(ScreenIndex.open(files.index_path), tmp_path / "packed")

@@ -58,18 +58,25 @@ def cut_by_threads(
     cutter: CropCutter, first: int, last: int, lanes: range, readers: Readers
 ) -> Iterator[Batch]:
     """The batches of `crop_stream`, cut by `readers.at_once` threads of this process."""
-    steps = _block_steps(len(lanes) * cutter.crop_bytes)
+    step_bytes = len(lanes) * cutter.crop_bytes
+    steps = _block_steps(step_bytes)
+    if cutter.plan.chapter_steps * step_bytes <= _SEGMENT_BYTES:
+        pieces = chapters(cutter.plan, first, last, at_least=steps)
+    else:  # each site is then looked up for every crop
+        pieces = ((step, step + 1) for step in range(first, last))
+
+    def cut(begin: int, end: int) -> list[Batch]:
+        return list(cutter.blocks(begin, end, lanes, steps))
+
     with ThreadPoolExecutor(max_workers=readers.at_once) as pool:
-        blocks = (
-            pool.submit(cutter.cut, begin, min(begin + steps, last), lanes)
-            for begin in range(first, last, steps)
-        )
-        ahead = deque(islice(blocks, readers.at_once + 1))
+        cuts = (pool.submit(cut, begin, end) for begin, end in pieces)
+        ahead = deque(islice(cuts, readers.at_once))
         while ahead:
-            block = ahead.popleft().result()
-            ahead.extend(islice(blocks, 1))
-            for step in range(len(block["crops"])):
-                yield {name: x[step] for name, x in block.items()}
+            blocks = ahead.popleft().result()
+            ahead.extend(islice(cuts, 1))
+            for block in blocks:
+                for step in range(len(block["crops"])):
+                    yield {name: x[step] for name, x in block.items()}
 
 
 def cut_by_tasks(
