@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -14,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phenoscale.memory import keep_freed_memory
 from phenoscale.turns import turned
 
 _TENSORS = ("crops", "turns", "labels")  # of a batch
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 
 
 def prepare_process(threads: int) -> None:
@@ -29,7 +27,7 @@ def prepare_process(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that costs a pass over every new tensor; torch does not declare the switch.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
@@ -99,17 +97,3 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
         # A view of Ray's object store may not be written to, and the loop does not.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep the 25 MB temporaries of a step instead of returning them to the kernel.
-
-    Without it each step pays thousands of page faults (measured: 3,072 a step, 10% of its time). 32
-    MiB is the largest threshold that glibc takes. Elsewhere than on glibc nothing happens.
-    """
-    name = ctypes.util.find_library("c")
-    libc = ctypes.CDLL(name) if name else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_TOP_PAD, 2**28)

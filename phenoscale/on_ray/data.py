@@ -26,6 +26,7 @@ import ray.data
 
 from phenoscale.config import Readers
 from phenoscale.crops import Plan
+from phenoscale.memory import keep_freed_memory
 from phenoscale.screens.cutter import Batch, CropCutter, chapters
 
 READER_CPUS = 1  # of Ray's count; see `start_ray`
@@ -127,6 +128,7 @@ def _cut_ahead(
     steps = _block_steps(len(lanes) * cutter.crop_bytes)
 
     def cut(rows: dict[str, np.ndarray]) -> Iterator[Batch]:
+        keep_freed_memory()
         task = int(rows["id"][0])
         for begin, end in segment[
             task * len(segment) // tasks : (task + 1) * len(segment) // tasks
