@@ -90,8 +90,8 @@ def test_grey_values_are_scaled_by_their_channel():
 
 def test_ratios_are_of_medians_and_the_best_peer_counts():
     cpu_ms = dict.fromkeys(data.WAYS, 10.0) | {
-        data.FILES: 4.0, data.FILES_RAY: 5.2, data.PACKED: 1.0, data.PACKED_RAY: 2.0,
-        data.PLAIN_RAY: 3.9, data.CODEC_PACKED: 0.7, "grain": 1.6,
+        data.FILES: 4.0, data.FILES_RAY: 5.2, data.PACKED: 1.0, data.PACKED_RAY: 1.1,
+        data.PACKED_SENT: 2.0, data.PLAIN_RAY: 3.9, data.CODEC_PACKED: 0.7, "grain": 1.6,
     }  # fmt: skip
     costs = {
         name: [Cost(100, ms * 0.1 * factor, 0.5) for factor in (9.0, 1.0, 0.5)]
@@ -102,10 +102,13 @@ def test_ratios_are_of_medians_and_the_best_peer_counts():
     assert found["c | grain | rate"]["value"] == 200
     goals = {
         "grain / ours, packed, no Ray": (1.6, True),
+        "grain / ours, packed, Ray worker": (1.6 / 1.1, False),
         "grain / ours, packed, Ray Data": (0.8, False),
         "codec alone, packed / ours, packed, no Ray": (0.7, True),
+        "codec alone, packed / ours, packed, Ray worker": (0.7 / 1.1, True),
         "codec alone, packed / ours, packed, Ray Data": (0.35, False),
         "ours, files, Ray Data / ours, files, no Ray": (1.3, False),
+        "ours, packed, Ray worker / plain Ray Data, packed": (1.1 / 3.9, True),
         "ours, packed, Ray Data / plain Ray Data, packed": (2.0 / 3.9, False),
     }
     ratios = {name: f for name, f in found.items() if f["goal"] is not None}
