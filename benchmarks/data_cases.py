@@ -84,11 +84,11 @@ CASES = {
     case.name: case
     for case in (
         Case(name="png512", codec="png", channels=6, site_px=512, dtype="uint8", sites=256,
-             crops_per_read=4, raw_visits=2, packed_visits=4, plan_batch=64),
+             crops_per_read=4, raw_visits=2, packed_visits=8, plan_batch=64),
         Case(name="jp2-2048", codec="jp2", channels=6, site_px=2048, dtype="uint8", sites=16,
              crops_per_read=16, raw_visits=1, packed_visits=8, plan_batch=8),
         Case(name="tiff1080", codec="tiff", channels=5, site_px=1080, dtype="uint16", sites=64,
-             crops_per_read=8, raw_visits=1, packed_visits=4, plan_batch=32),
+             crops_per_read=8, raw_visits=1, packed_visits=8, plan_batch=32),
     )
 }  # fmt: skip
 
