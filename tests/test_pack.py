@@ -62,18 +62,19 @@ def shards_in(folder: Path) -> list[Path]:
 
 def test_a_killed_run_goes_on(tiny_screen: Path, tmp_path: Path):
     source, out = tiny_screen / "index.parquet", tmp_path / "packed"
-    # A site per shard, so that there is a middle to be killed in.
-    command = [sys.executable, "-c", PACK, str(source), str(out), str(SITE_BYTES)]
+    # Four sites to a shard, so that there is a middle to be killed in.
+    shard_bytes = 4 * SITE_BYTES
+    command = [sys.executable, "-c", PACK, str(source), str(out), str(shard_bytes)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(shards_in(out)) < 20:
+    while len(shards_in(out)) < 10:
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
     time.sleep(2)  # its Ray follows it
     finished = {path: path.stat().st_mtime_ns for path in shards_in(out)}
-    assert 20 <= len(finished) < 288
+    assert 10 <= len(finished) < 72
     with pytest.raises(ValueError, match="There is no index"):
         ScreenIndex.open(out / "index.parquet")
     # What a kill while writing leaves behind, and a shard that a power cut tore.
@@ -83,15 +84,15 @@ def test_a_killed_run_goes_on(tiny_screen: Path, tmp_path: Path):
     torn.write_bytes(torn.read_bytes()[:-7])
 
     told = io.StringIO()
-    report = pack_screen(source, out, Console(file=told, width=200), shard_bytes=SITE_BYTES)
-    assert (report.sites, report.bad_sites, report.shards) == (288, 0, 288)
-    assert report.written_shards == 288 - len(finished) + 1
+    report = pack_screen(source, out, Console(file=told, width=200), shard_bytes=shard_bytes)
+    assert (report.sites, report.bad_sites, report.shards) == (288, 0, 72)
+    assert report.written_shards == 72 - len(finished) + 1
     assert {p for p, at in finished.items() if p.stat().st_mtime_ns != at} == {torn}
     assert not leftover.exists() and not list(out.rglob("*.part"))
     overhead = report.packed_bytes - report.pixel_bytes  # checksums and index of each shard
     assert 0 < overhead < 288 * 64 and report.pixel_bytes == 288 * SITE_BYTES
     assert report.packed_bytes == sum(path.stat().st_size for path in shards_in(out))
-    assert "288 sites in 288 shards" in report.lines()[0]
+    assert "288 sites in 72 shards" in report.lines()[0]
 
     raw, packed = ScreenIndex.open(source), ScreenIndex.open(out / "index.parquet")
     assert packed.fingerprint == raw.fingerprint
