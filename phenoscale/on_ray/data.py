@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import ray.data
@@ -32,6 +33,8 @@ from phenoscale.screens.cutter import Batch, CropCutter, chapters
 READER_CPUS = 1  # of Ray's count; see `start_ray`
 _BLOCK_BYTES = 24 * 2**20  # below glibc's limit for memory that is kept and used again
 _SEGMENT_BYTES = 384 * 2**20  # two segments of each stream are in the object store at once
+
+Part = TypeVar("Part")
 
 
 def crop_stream(
@@ -66,38 +69,42 @@ def cut_by_threads(
     else:  # each site is then looked up for every crop
         pieces = ((step, step + 1) for step in range(first, last))
 
-    def cut(begin: int, end: int) -> list[Batch]:
-        return list(cutter.blocks(begin, end, lanes, steps))
+    def cut(piece: tuple[int, int]) -> list[Batch]:
+        return list(cutter.blocks(*piece, lanes, steps))
 
-    with ThreadPoolExecutor(max_workers=readers.at_once) as pool:
-        cuts = (pool.submit(cut, begin, end) for begin, end in pieces)
-        ahead = deque(islice(cuts, readers.at_once))
-        while ahead:
-            blocks = ahead.popleft().result()
-            ahead.extend(islice(cuts, 1))
-            for block in blocks:
-                for step in range(len(block["crops"])):
-                    yield {name: x[step] for name, x in block.items()}
+    yield from _steps_of(_ahead(cut, pieces, readers.at_once))
 
 
 def cut_by_tasks(
     cutter: CropCutter, first: int, last: int, lanes: range, readers: Readers
 ) -> Iterator[Batch]:
     """The batches of `crop_stream`, cut by `readers.at_once` tasks of Ray Data and sent here."""
+
+    def cut(segment: list[tuple[int, int]]) -> list[Batch]:
+        return _cut_in_tasks(cutter, lanes, segment, readers)
+
     segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
-    with ThreadPoolExecutor(max_workers=1) as ahead:
+    yield from _steps_of(_ahead(cut, segments, 1))
 
-        def submit(number: int) -> list[Future[list[Batch]]]:
-            some = segments[number : number + 1]
-            return [ahead.submit(_cut_ahead, cutter, lanes, s, readers) for s in some]
 
-        coming = submit(0)
-        for number in range(len(segments)):
-            blocks = coming.pop().result()
-            coming = submit(number + 1)
-            for block in blocks:
-                for step in range(block["crops"].shape[1]):
-                    yield {name: x[0, step] for name, x in block.items()}
+def _ahead(
+    cut: Callable[[Part], list[Batch]], parts: Iterable[Part], at_once: int
+) -> Iterator[list[Batch]]:
+    """What `cut` makes of each part, in order; while one is in use the next ones are being cut."""
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        cuts = (pool.submit(cut, part) for part in parts)
+        coming = deque(islice(cuts, at_once))
+        while coming:
+            ready = coming.popleft().result()
+            coming.extend(islice(cuts, 1))
+            yield ready
+
+
+def _steps_of(pieces: Iterator[list[Batch]]) -> Iterator[Batch]:
+    for blocks in pieces:
+        for block in blocks:
+            for step in range(len(block["crops"])):
+                yield {name: x[step] for name, x in block.items()}
 
 
 def _segments(plan: Plan, first: int, last: int, step_bytes: int) -> list[list[tuple[int, int]]]:
@@ -120,7 +127,7 @@ def _block_steps(step_bytes: int) -> int:
     return max(1, _BLOCK_BYTES // step_bytes)
 
 
-def _cut_ahead(
+def _cut_in_tasks(
     cutter: CropCutter, lanes: range, segment: list[tuple[int, int]], readers: Readers
 ) -> list[Batch]:
     """The crops of a segment, some steps to a block: views of the object store."""
@@ -147,4 +154,5 @@ def _cut_ahead(
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = 1  # so that every row is a block of its own
-    return list(dataset.iter_batches(batch_size=None, prefetch_batches=0))
+    rows = dataset.iter_batches(batch_size=None, prefetch_batches=0)
+    return [{name: x[0] for name, x in row.items()} for row in rows]
