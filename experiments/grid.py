@@ -1,13 +1,17 @@
-"""What every experiment shares: the cells of its grid and the options of its command."""
+"""What every experiment shares: the cells of its grid, the options of its command, its run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+from phenoscale.bill import ScreenSize
+from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial
+
+if TYPE_CHECKING:
+    from phenoscale.study_files import StudyFiles
 
 Storage = Annotated[Path, typer.Option(help="Folder for screens and studies.")]
 TrackingUri = Annotated[
@@ -49,3 +53,30 @@ def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> T
         optim=Optim(lr=1.0),
         seed=seed,
     )
+
+
+def run(
+    study: Study,
+    files: StudyFiles,
+    size: ScreenSize,
+    command: str,
+    tracking_uri: str | None,
+    address: str | None,
+    facts: dict[str, Any] | None = None,
+) -> NoReturn:
+    """Runs a study in this terminal and exits with its code; `facts` go into its report."""
+    from rich.console import Console
+
+    from phenoscale.on_ray.study import run_study
+
+    code = run_study(
+        study,
+        files,
+        size,
+        command=command,
+        console=Console(),
+        tracking_uri=tracking_uri,
+        address=address,
+        facts=facts,
+    )
+    raise typer.Exit(code)

@@ -13,6 +13,7 @@ without, the balanced accuracy of a linear probe that names the perturbation on 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Study
+from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
     from phenoscale.screens.index import ScreenIndex
@@ -34,15 +36,13 @@ HELD_OUT_EVERY = 3  # plates in the index's order
 UNTRAINED_SEEDS = (0, 1, 2)
 
 
-def build_study(
-    name: str, crops: Crops, backbone: str, passes: int, *, recall: bool, seed: int = 0
-) -> Study:
+def build_study(name: str, crops: Crops, backbone: str, *, recall: bool, seed: int = 0) -> Study:
     """The grid over a screen; `crops` says which sites and how they are cut."""
     trained = [
         grid.trained(
             objective,
             backbone,
-            dataclasses.replace(crops, data_fraction=fraction, passes=passes),
+            dataclasses.replace(crops, data_fraction=fraction),
             lr=LEARNING_RATE[objective],
             mask_ratio=MASK_RATIO,
             seed=seed,
@@ -111,7 +111,7 @@ def main(
     """Runs the study on an indexed screen and writes its report."""
     from phenoscale.screens.index import ScreenIndex
 
-    try:
+    with clear_errors():
         screen = ScreenIndex.open(index.resolve())
         out = tuple(held_out) if held_out else held_out_plates(screen)
         crops = Crops(
@@ -122,20 +122,12 @@ def main(
             held_out=out,
             tolerated_bad_sites=tolerated_bad_sites,
         )
-        study = build_study(
-            name, crops, backbone, passes, recall=relationships is not None, seed=seed
-        )
+        study = build_study(name, crops, backbone, recall=relationships is not None, seed=seed)
         size = screen_size(screen, out)
-    except ValueError as error:
-        typer.secho(str(error), err=True, fg="red")
-        raise typer.Exit(2) from error
     if dry_run:
         typer.echo("\n".join(bill_text(study, size)))
         return
 
-    from rich.console import Console
-
-    from phenoscale.on_ray.study import run_study
     from phenoscale.study_files import StudyFiles
 
     files = StudyFiles(
@@ -143,17 +135,20 @@ def main(
         index=index.resolve(),
         relationships=relationships and relationships.resolve(),
     )
-    raise typer.Exit(
-        run_study(
-            study,
-            files,
-            size,
-            command=f"python -m experiments.own_screen INDEX --name {name} --seed {seed}",
-            console=Console(),
-            tracking_uri=tracking_uri,
-            address=address,
-        )
-    )
+    options: dict[str, list[object]] = {
+        "name": [name],
+        "held-out": [*(held_out or [])],
+        "relationships": ["FILE"] if relationships else [],
+        "backbone": [backbone],
+        "crop-px": [crop_px],
+        "passes": [passes],
+        "crops-per-read": [crops_per_read],
+        "tolerated-bad-sites": [tolerated_bad_sites],
+        "seed": [seed],
+    }
+    words = [str(w) for key, values in options.items() for v in values for w in (f"--{key}", v)]
+    command = f"python -m experiments.own_screen INDEX {shlex.join(words)}"
+    grid.run(study, files, size, command, tracking_uri, address)
 
 
 if __name__ == "__main__":

@@ -107,14 +107,11 @@ def main(
 
     from rich.console import Console
 
-    from phenoscale.on_ray.study import run_study
     from phenoscale.screens.simulated.prepare import simulated_screen
     from phenoscale.study_files import StudyFiles
 
-    console = Console()
-    screen = simulated_screen(
-        spec, storage.resolve() / "screens" / f"simulated-seed{seed}", console
-    )
+    folder = storage.resolve() / "screens" / f"simulated-seed{seed}"
+    screen = simulated_screen(spec, folder, Console())
     files = StudyFiles(
         study_dir=storage.resolve() / study.name,
         index=screen / "index.parquet",
@@ -122,18 +119,7 @@ def main(
         latents=screen / "latents.parquet",
     )
     command = f"python -m experiments.quickstart --seed {seed}"
-    raise typer.Exit(
-        run_study(
-            study,
-            files,
-            size,
-            command=command,
-            console=console,
-            facts={"seed": seed},
-            tracking_uri=tracking_uri,
-            address=address,
-        )
-    )
+    grid.run(study, files, size, command, tracking_uri, address, facts={"seed": seed})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Study
+from phenoscale.terminal import clear_errors
 
 BACKBONE = "micro/8"
 DATA_FRACTIONS = (1 / 3, 1.0)
@@ -130,11 +131,8 @@ def main(
     dry_run: grid.DryRun = False,
 ) -> None:
     """Indexes the nuclei, runs the study on them and writes its report."""
-    try:
+    with clear_errors():
         cells = read_cells(data)
-    except ValueError as error:
-        typer.secho(str(error), err=True, fg="red")
-        raise typer.Exit(2) from error
     held_out = held_out_plates(list({f"mitocheck/{cell['plate']}" for cell in cells}))
     study = build_study(seed, held_out)
     training = [cell for cell in cells if f"mitocheck/{cell['plate']}" not in held_out]
@@ -151,24 +149,13 @@ def main(
         typer.echo("\n".join(bill_text(study, size)))
         return
 
-    from rich.console import Console
-
-    from phenoscale.on_ray.study import run_study
     from phenoscale.study_files import StudyFiles
 
     study_dir = storage.resolve() / study.name
     index = write_index(cells, data.resolve(), study_dir / "index.parquet")
-    raise typer.Exit(
-        run_study(
-            study,
-            StudyFiles(study_dir=study_dir, index=index),
-            size,
-            command=f"python -m experiments.real_images DATA --seed {seed}",
-            console=Console(),
-            tracking_uri=tracking_uri,
-            address=address,
-        )
-    )
+    files = StudyFiles(study_dir=study_dir, index=index)
+    command = f"python -m experiments.real_images DATA --seed {seed}"
+    grid.run(study, files, size, command, tracking_uri, address)
 
 
 if __name__ == "__main__":
