@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from phenoscale import flops
-from phenoscale.backbones import NO_BACKBONE, backbone
+from phenoscale.backbones import NO_BACKBONE
 from phenoscale.config import Study, Trial, num_steps
 
 A100_FLOPS = 312e12  # dense bf16 peak, NVIDIA A100 datasheet
@@ -89,9 +89,7 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
     network = trial.backbone != NO_BACKBONE
     return Line(
         trial=trial,
-        parameters=flops.encoder_parameters(backbone(trial.backbone), screen.channels)
-        if network
-        else 0,
+        parameters=flops.trial_encoder_parameters(trial, screen.channels) if network else 0,
         steps=steps,
         crops=count,
         training_flops=flops.training_flops(trial, screen.channels, screen.classes, count),

@@ -121,7 +121,7 @@ def pack(
 def train(
     index: Annotated[Path, typer.Argument(help="Index of the screen.")],
     out: Annotated[Path, typer.Option(help="Directory for the trial.")] = Path("runs/trial"),
-    objective: Annotated[str, typer.Option(help="wsl or mae.")] = "mae",
+    objective: Annotated[str, typer.Option(help="wsl, munet, mae or ca_mae.")] = "mae",
     backbone: Annotated[str, typer.Option(help="A name in the table of backbones.")] = "nano/16",
     passes: Annotated[int, typer.Option(help="Visits of every site.")] = 10,
     data_fraction: Annotated[float, typer.Option(help="Share of the wells.")] = 1.0,
@@ -133,23 +133,44 @@ def train(
     sampling: Annotated[
         str, typer.Option(help="shuffled, plate_wise or class_balanced.")
     ] = "shuffled",
+    crops_per_plate: Annotated[
+        int, typer.Option(help="With plate_wise: crops of a plate that stand together.")
+    ] = 16,
     tolerated_bad_sites: Annotated[
         float, typer.Option(help="Share of unreadable sites to go on without.")
     ] = 0.0,
-    mask_ratio: Annotated[float, typer.Option(help="Share of patches that mae removes.")] = 0.75,
+    mask_ratio: Annotated[float, typer.Option(help="Share of patches that are removed.")] = 0.75,
+    fourier_weight: Annotated[
+        float, typer.Option(help='Share of the Fourier loss; 0.01 in the papers\' "+" models.')
+    ] = 0.0,
+    normalized_targets: Annotated[
+        bool, typer.Option(help="Predict patches of zero mean and unit variance.")
+    ] = False,
+    channel_subsets: Annotated[
+        bool, typer.Option(help="Train ca_mae on random channels in each step.")
+    ] = False,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    optimizer: Annotated[str, typer.Option(help="adamw or lion.")] = "adamw",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Train one trial in this process, without Ray or MLflow."""
     with clear_errors():
         from phenoscale import config
-        from phenoscale.fit import fit_here
+        from phenoscale.fit import fit_here, write_trial
         from phenoscale.parallel import prepare_process
+        from phenoscale.screens.index import ScreenIndex
         from phenoscale.study_files import StudyFiles
 
         trial = config.Trial(
-            objective=config.Objective(name=objective, mask_ratio=mask_ratio),
+            objective=config.Objective(
+                name=objective,
+                mask_ratio=mask_ratio,
+                fourier_weight=fourier_weight,
+                normalized_targets=normalized_targets,
+                channel_subsets=channel_subsets,
+            ),
             backbone=backbone,
             crops=config.Crops(
                 size_px=crop_px,
@@ -158,9 +179,10 @@ def train(
                 global_batch_size=global_batch_size,
                 crops_per_read=crops_per_read,
                 sampling=sampling,
+                crops_per_plate=crops_per_plate,
                 tolerated_bad_sites=tolerated_bad_sites,
             ),
-            optim=config.Optim(lr=lr),
+            optim=config.Optim(lr=lr, name=optimizer, precision=precision),
             seed=seed,
             placement=config.Placement(threads=threads),
         )
@@ -172,8 +194,10 @@ def train(
                 f"{update['crops_per_s']:.0f} crops/s"
             )
 
+        files = StudyFiles(study_dir=out, index=index)
+        write_trial(trial, files, ScreenIndex.open(index))
         fit = fit_here(lambda cutter, first, last: cutter.stream(first, last))
-        fitted = fit(trial, StudyFiles(study_dir=out, index=index), tell)
+        fitted = fit(trial, files, tell)
         typer.echo(f"{fitted.train_s:.1f} s, checkpoint {fitted.checkpoint}")
 
 

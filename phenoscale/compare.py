@@ -54,7 +54,8 @@ def _differences(
     study: Study, files: StudyFiles, best: ResultsRow, rows: Sequence[ResultsRow]
 ) -> list[dict[str, Any]]:
     """Best trained encoder less each baseline, on the same bootstrap samples."""
-    untrained = [r for r in rows if r.objective == "untrained" and r.backbone == best.backbone]
+    kind = "untrained_ca" if best.objective.startswith("ca_mae") else "untrained"
+    untrained = [r for r in rows if (r.objective, r.backbone) == (kind, best.backbone)]
     intensity = [r for r in rows if r.objective == "intensity"]
     sides = [
         (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),

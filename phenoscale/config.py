@@ -11,15 +11,19 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from phenoscale.backbones import NO_BACKBONE, backbone
+from phenoscale.backbones import BACKBONES_OF, NO_BACKBONE, DenseNet, VisionTransformer, backbone
 from phenoscale.results import BASELINES
 
-TRAINED_OBJECTIVES = ("wsl", "mae")
-READOUTS = ("patch_mean", "class_token", "patch_sd")
+TRAINED_OBJECTIVES = ("wsl", "munet", "mae", "ca_mae")
+MASKED_OBJECTIVES = ("munet", "mae", "ca_mae")
+READOUTS = ("patch_mean", "class_token", "patch_sd", "per_channel")
 SAMPLINGS = ("shuffled", "plate_wise", "class_balanced")
 METRICS = ("recall_0.05_0.95", "balanced_accuracy")
+OPTIMIZERS = ("adamw", "lion")
+PRECISIONS = ("fp32", "bf16")
 
 Launcher = Literal["in_place", "ray_train"]
+Strategy = Literal["ddp", "fsdp"]
 
 
 def _require(holds: bool, name: str, given: object, required: str) -> None:
@@ -86,22 +90,49 @@ class Objective:
     """What a trial learns from its crops."""
 
     name: str
-    """wsl (classify the perturbation), mae (reconstruct masked patches), or a baseline."""
+    """wsl (classify the perturbation); munet, mae and ca_mae (reconstruct what is masked, with a
+    U-Net, a transformer, a channel-agnostic transformer); or a baseline."""
     mask_ratio: float = 0.75
-    """Share of patches that mae removes, (0, 1)."""
+    """Share of patches that are removed, (0, 1); of ca_mae, patches of single channels."""
+    fourier_weight: float = 0.0
+    """Share of the Fourier loss in the whole, [0, 1); the papers' "+" models have 0.01."""
+    normalized_targets: bool = False
+    """Whether mae and ca_mae predict patches of zero mean and unit variance each."""
+    channel_subsets: bool = False
+    """Whether ca_mae trains on a random subset of the channels in each step."""
 
     def __post_init__(self) -> None:
         known = TRAINED_OBJECTIVES + BASELINES
         _require(self.name in known, "objective", self.name, f"one of {', '.join(known)}")
         _require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "in (0, 1)")
+        _require(0 <= self.fourier_weight < 1, "fourier_weight", self.fourier_weight, "in [0, 1)")
+        for option, names in (
+            ("fourier_weight", MASKED_OBJECTIVES),
+            ("normalized_targets", ("mae", "ca_mae")),
+            ("channel_subsets", ("ca_mae",)),
+        ):
+            if getattr(self, option) and self.name not in names:
+                raise ValueError(
+                    f"{option}={getattr(self, option)} with objective {self.name}: that is an "
+                    f"option of {', '.join(names)}. Leave it out."
+                )
+
+    @property
+    def label(self) -> str:
+        """The name as results show it: "mae+" with the Fourier loss, "ca_mae~" on subsets."""
+        return self.name + "+" * bool(self.fourier_weight) + "~" * self.channel_subsets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How a trial's weights are updated: AdamW on a one-cycle cosine."""
+    """How a trial's weights are updated, on a one-cycle cosine."""
 
     lr: float
     """Peak learning rate."""
+    name: str = "adamw"
+    """adamw, or the papers' lion."""
+    precision: str = "fp32"
+    """fp32, or bf16 for matrix products and convolutions; weights and sums stay in fp32."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the weight matrices; biases, norms and tokens have none."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -113,6 +144,8 @@ class Optim:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "lr", self.lr, "positive")
+        _require(self.name in OPTIMIZERS, "optimizer", self.name, f"one of {', '.join(OPTIMIZERS)}")
+        _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {PRECISIONS}")
         _require(
             0 <= self.warmup_fraction < 1, "warmup_fraction", self.warmup_fraction, "in [0, 1)"
         )
@@ -145,6 +178,13 @@ class Placement:
     """Whether each worker holds one GPU; needs ray_train."""
     threads: int = 1
     """CPU threads per worker. One by default: sums in another order would change the last bits."""
+    strategy: Strategy = "ddp"
+    """What several workers do: ddp (each holds the model) or fsdp (each holds a part of it)."""
+    compiled: bool = False
+    """Whether the model's layers are compiled."""
+    recompute: bool = False
+    """Whether layers compute their activations again in the backward pass instead of keeping them:
+    less memory for a third more operations."""
     readers: Readers = Readers()
     """Who cuts the crops of each worker."""
 
@@ -155,6 +195,7 @@ class Placement:
             self.launcher,
             "in_place or ray_train",
         )
+        _require(self.strategy in ("ddp", "fsdp"), "strategy", self.strategy, "ddp or fsdp")
         _require(self.workers > 0, "workers", self.workers, "1 or more")
         _require(self.threads > 0, "threads", self.threads, "1 or more")
         if self.launcher == "in_place" and (self.workers > 1 or self.gpu):
@@ -171,7 +212,7 @@ class Trial:
     objective: Objective
     """What is learned."""
     backbone: str
-    """Name in `backbones.BACKBONES`, such as "micro/16"; "none" for intensity and oracle."""
+    """Name in `backbones.BACKBONES`, such as "B/16"; "none" for intensity and oracle."""
     crops: Crops
     """From which crops."""
     optim: Optim
@@ -183,23 +224,10 @@ class Trial:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        if self.objective.name in ("intensity", "oracle"):
+        if self.objective.name not in BACKBONES_OF:
             _require(self.backbone == NO_BACKBONE, "backbone", self.backbone, f'"{NO_BACKBONE}"')
         else:
-            patch_px = backbone(self.backbone).patch_px
-            if self.crops.size_px % patch_px:
-                raise ValueError(
-                    f"Crops of {self.crops.size_px} px do not divide into patches of {patch_px} px "
-                    f"({self.backbone}). Give size_px as a multiple of {patch_px}."
-                )
-            patches = (self.crops.size_px // patch_px) ** 2
-            kept = round(patches * (1 - self.objective.mask_ratio))
-            if self.objective.name == "mae" and not 0 < kept < patches:
-                raise ValueError(
-                    f"mask_ratio={self.objective.mask_ratio} keeps {kept} of the {patches} "
-                    "patches of a crop; mae needs at least one to see and one to predict. Give "
-                    "larger crops or another mask_ratio."
-                )
+            self._check_backbone()
         if self.is_baseline != (self.crops.passes == 0):
             raise ValueError(
                 f"objective {self.objective.name} with passes={self.crops.passes}: a baseline "
@@ -211,10 +239,46 @@ class Trial:
                 f"{self.placement.workers} workers; give a multiple."
             )
 
+    def _check_backbone(self) -> None:
+        """Raises ValueError unless crops, backbone and objective go together."""
+        size_px, shape = self.crops.size_px, backbone(self.backbone, self.objective.name)
+        if size_px % shape.patch_px:
+            raise ValueError(
+                f"Crops of {size_px} px do not divide into patches of {shape.patch_px} px "
+                f"({self.backbone}). Give size_px as a multiple of {shape.patch_px}."
+            )
+        if isinstance(shape, DenseNet):
+            if size_px < shape.smallest_px:
+                raise ValueError(
+                    f"Crops of {size_px} px are too small for {self.backbone}, which halves them "
+                    f"until nothing is left. Give size_px of at least {shape.smallest_px}."
+                )
+            if not self.is_baseline and self.crops.sampling != "plate_wise":
+                raise ValueError(
+                    f"{self.backbone} takes its batch norm's statistics plate by plate, and "
+                    f'sampling is {self.crops.sampling!r}. Give sampling="plate_wise".'
+                )
+        patches = (size_px // shape.patch_px) ** 2
+        kept = round(patches * (1 - self.objective.mask_ratio))
+        if self.objective.name in MASKED_OBJECTIVES and not 0 < kept < patches:
+            raise ValueError(
+                f"mask_ratio={self.objective.mask_ratio} keeps {kept} of the {patches} "
+                f"patches of a crop; {self.objective.name} needs at least one to see and one to "
+                "predict. Give larger crops or another mask_ratio."
+            )
+
     @property
     def is_baseline(self) -> bool:
         """Whether the trial trains nothing."""
         return self.objective.name in BASELINES
+
+    def has_readout(self, name: str) -> bool:
+        """Whether the trial's encoder gives this read-out; a baseline without one has its own."""
+        if self.backbone == NO_BACKBONE:
+            return True
+        if name == "per_channel":
+            return self.objective.name in ("ca_mae", "untrained_ca")
+        return name != "class_token" or isinstance(backbone(self.backbone), VisionTransformer)
 
     @property
     def id(self) -> str:
@@ -227,7 +291,7 @@ class Trial:
         placement = fields.pop("placement")
         text = json.dumps(fields, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        name = [self.objective.name]
+        name = [self.objective.label.replace("+", "_plus").replace("~", "_subsets")]
         if self.backbone != NO_BACKBONE:
             name.append(self.backbone.replace("/", "_"))
         if not self.is_baseline:
@@ -235,6 +299,15 @@ class Trial:
         name += [f"s{self.seed}", digest]
         if placement["launcher"] == "ray_train":
             name.append(f"train{self.placement.workers}")
+        name += [
+            option
+            for option, on in (
+                ("fsdp", self.placement.strategy == "fsdp"),
+                ("compiled", self.placement.compiled),
+                ("recompute", self.placement.recompute),
+            )
+            if on
+        ]
         return "-".join(name)
 
     def as_dict(self) -> dict[str, Any]:
@@ -271,7 +344,9 @@ class Study:
     trials: tuple[Trial, ...]
     """Every cell of the grid, baselines included."""
     readout: str = "patch_mean"
-    """The read-out of the headline score: patch_mean, class_token or patch_sd."""
+    """The read-out of the headline score, one of `READOUTS`."""
+    every_block: bool = False
+    """Whether each block of a transformer is scored too: the search of arXiv 2411.02572."""
     metric: str = "recall_0.05_0.95"
     """recall_0.05_0.95 (needs relationships) or balanced_accuracy (needs held-out plates)."""
     bootstrap_rounds: int = 1000
@@ -285,6 +360,11 @@ class Study:
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(
                 f"The trials {twice} stand in study {self.name} twice; list each once."
+            )
+        if lacking := [trial.id for trial in self.trials if not trial.has_readout(self.readout)]:
+            raise ValueError(
+                f"The trials {lacking} have no read-out {self.readout}: class_token needs a "
+                "transformer, per_channel a channel-agnostic one. Give patch_mean."
             )
 
 

@@ -1,41 +1,76 @@
 """From sites to embeddings: tile the site, encode without masking, average the tiles.
 
-Shapes: S sites, C channels, T tiles of a site, N patches, D width.
+Shapes: S sites, C channels, T tiles of a site, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from phenoscale.models import vit
+from phenoscale.models.build import AnyEncoder
+from phenoscale.models.densenet import DenseNetEncoder
+
+ADAPTING_TILES = 64
+"""Tiles of a plate, at most, that an encoder with adaptive batch norm takes its statistics from."""
 
 
 @torch.inference_mode()
-def embed_sites(encoder: vit.Encoder, images: np.ndarray, size_px: int) -> dict[str, np.ndarray]:
+def embed_sites(
+    encoder: AnyEncoder,
+    images: np.ndarray,
+    size_px: int,
+    channels: Sequence[str],
+    *,
+    every_block: bool = False,
+) -> dict[str, np.ndarray]:
     """Site embeddings of every read-out.
 
     Args:
         encoder: in evaluation mode, on the CPU or a GPU.
         images: (S, C, H, W) uint8 whole sites, at least one tile large.
         size_px: side of the tiles: the crop size of training.
+        channels: names of the images' channels.
+        every_block: whether to read each block of a transformer too.
 
     Returns:
-        float32 (S, D) for each of patch_mean (mean of the patch tokens), class_token and patch_sd
-        (standard deviation of the patch tokens over the tile: how uneven the tile is), each
-        averaged over tiles.
+        float32 (S, D) for each of the encoder's read-outs (`read`), averaged over tiles.
+
+    Raises:
+        ValueError: if the encoder does not take these channels, or a site is too small.
     """
-    device = encoder.class_token.device
-    crops = tile(torch.from_numpy(images).to(device), size_px)  # (S * T, C, s, s)
-    tokens = encoder(vit.patchify(vit.standardize(crops), encoder.patch_px))
-    patches = tokens[:, 1:]
-    read = {
-        "patch_mean": patches.mean(dim=1),
-        "class_token": tokens[:, 0],
-        "patch_sd": patches.std(dim=1, correction=0),
+    crops = tile(torch.from_numpy(images).to(device_of(encoder)), size_px)  # (S * T, C, s, s)
+    read = encoder.read(crops, channels, every_block=every_block)
+    return {
+        name: x.unflatten(0, (len(images), -1)).mean(dim=1).cpu().numpy()
+        for name, x in read.items()
     }
-    shape = (len(images), -1, encoder.width)
-    return {name: x.reshape(shape).mean(dim=1).cpu().numpy() for name, x in read.items()}
+
+
+def adapt_to_plate(
+    encoder: AnyEncoder, images: np.ndarray, size_px: int, channels: Sequence[str]
+) -> None:
+    """Gives an encoder with adaptive batch norm the statistics of a plate; does nothing to others.
+
+    Args:
+        encoder: in evaluation mode.
+        images: (S, C, H, W) uint8 sites of one plate; `ADAPTING_TILES` tiles, evenly spread over
+            them, are used.
+        size_px: side of the tiles.
+        channels: names of the images' channels.
+    """
+    if not isinstance(encoder, DenseNetEncoder):
+        return
+    crops = tile(torch.from_numpy(images).to(device_of(encoder)), size_px)
+    count = min(ADAPTING_TILES, len(crops))
+    encoder.adapt(crops[torch.arange(count) * len(crops) // count], channels)
+
+
+def device_of(encoder: AnyEncoder) -> torch.device:
+    """Where the encoder's weights are."""
+    return next(encoder.parameters()).device
 
 
 def tile(images: torch.Tensor, size_px: int) -> torch.Tensor:

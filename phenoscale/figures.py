@@ -17,7 +17,15 @@ Figure = dict[str, Any]
 Curve = Mapping[str, Sequence[float]]
 
 # Of medium lightness: readable on white and on near-black.
-OBJECTIVE_COLOURS = {"mae": "#3d7fd6", "wsl": "#d9822b", "munet": "#2e9e6b", "ca_mae": "#9a63c9"}
+OBJECTIVE_COLOURS = {
+    "mae": "#3d7fd6",
+    "mae+": "#1b4a8f",
+    "wsl": "#d9822b",
+    "munet": "#2e9e6b",
+    "ca_mae": "#9a63c9",
+    "ca_mae+": "#5f2f91",
+    "ca_mae~": "#c99ae6",
+}
 OTHER_COLOUR = "#c2557a"
 GREY = "#8a8f98"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
@@ -114,16 +122,14 @@ def _levels(
     shapes: list[dict[str, Any]] = []
     levels: list[float] = []
     baselines = [row for row in rows if row.is_baseline]
-    for place, backbone in enumerate(
-        sorted({row.backbone for row in baselines if row.objective == "untrained"})
+    for place, cell in enumerate(
+        sorted(
+            {(r.objective, r.backbone) for r in baselines if r.objective.startswith("untrained")}
+        )
     ):
-        scores = [
-            row.score
-            for row in baselines
-            if (row.objective, row.backbone) == ("untrained", backbone)
-        ]
+        scores = [row.score for row in baselines if (row.objective, row.backbone) == cell]
         mean = math.fsum(scores) / len(scores)
-        name = f"untrained {backbone}: mean and range of {len(scores)}"
+        name = f"{objective_name(cell[0])} {cell[1]}: mean and range of {len(scores)}"
         shapes.append(_line(mean, name, GREY, _pick(DASHES, place)))
         shapes.append(
             _line(min(scores), "", GREY, "solid")

@@ -17,6 +17,7 @@ OBJECTIVE_NAMES = {
     "ca_mae": "CA-MAE",
     "munet": "MU-net",
     "untrained": "untrained",
+    "untrained_ca": "untrained channel-agnostic",
     "intensity": "intensity statistics",
     "oracle": "oracle",
 }
@@ -81,8 +82,10 @@ def best_row(rows: Sequence[ResultsRow], comparisons: Mapping[str, Any]) -> Resu
 
 
 def objective_name(objective: str) -> str:
-    """The objective as it is written in sentences."""
-    return OBJECTIVE_NAMES.get(objective, objective)
+    """The label of an objective as it is written in sentences."""
+    bare = objective.rstrip("+~")
+    name = OBJECTIVE_NAMES.get(bare, bare) + "+" * objective.count("+")
+    return name + " on channel subsets" * objective.count("~")
 
 
 def number(value: float) -> str:

@@ -13,9 +13,10 @@ from phenoscale import train
 from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
 from phenoscale.models.build import build_model
+from phenoscale.results import write_json
 from phenoscale.screens.cutter import Batch, CropCutter, within_tolerance
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.study_files import StudyFiles
+from phenoscale.study_files import MODEL_FILE, TRIAL_FILE, StudyFiles
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes a trial's progress: trial and phase, in training also step, steps, loss and crops_per_s."""
@@ -47,6 +48,18 @@ class Fitted:
     """Peak of the largest of these processes."""
 
 
+def write_trial(trial: Trial, files: StudyFiles, index: ScreenIndex) -> None:
+    """Writes into the trial's folder what the trial is, and what of the screen its model needs."""
+    directory = files.trial_dir(trial)
+    write_json(directory / TRIAL_FILE, trial.as_dict())
+    facts = {
+        "channels": list(index.channels),
+        "num_classes": index.num_classes,
+        "index_fingerprint": index.fingerprint,
+    }
+    write_json(directory / MODEL_FILE, facts)
+
+
 def fit_here(
     crops: Callable[[CropCutter, int, int], Iterator[Batch]],
 ) -> Callable[[Trial, StudyFiles, Tell], Fitted]:
@@ -56,7 +69,7 @@ def fit_here(
         directory = files.trial_dir(trial)
         index = ScreenIndex.open(files.index)
         cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
-        model = build_model(trial, channels=len(index.channels), num_classes=index.num_classes)
+        model = build_model(trial, channels=index.channels, num_classes=index.num_classes)
 
         def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
             if fill:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 
 import torch
+from timm.optim import Lion
 from torch import nn
 
 from phenoscale.config import Optim
 
 
-def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors (bias, norm, token, LayerScale) do not decay."""
+def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) or Lion (Chen et al. 2023, arXiv 2302.06675).
+
+    Vectors (bias, norm, token, LayerScale) do not decay.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if optim.name == "lion":
+        return Lion(groups, lr=optim.lr, betas=optim.betas)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
+from phenoscale.config import Optim, Placement
 from phenoscale.memory import keep_freed_memory
 from phenoscale.turns import turned
 
@@ -30,18 +37,56 @@ def prepare_process(threads: int) -> None:
     keep_freed_memory()
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as the step calls it: DDP where there are other workers, else the model itself."""
+def wrap(model: Any, device: torch.device, placement: Placement) -> nn.Module:
+    """The model as the step calls it, its layers compiled, recomputed and sharded as placed.
+
+    Call it before the optimizer is built: FSDP puts other parameters into the model. The model
+    keeps the names of its state, whatever is done to it here.
+
+    Args:
+        model: on the CPU; its `layers()` are the parts to treat one by one.
+        device: where it trains.
+        placement: strategy and options of the trial.
+    """
     model.to(device)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    for layer in model.layers():
+        if placement.recompute:
+            # Inside of what compiles and shards: those see one forward pass, and run it twice.
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        if placement.compiled:
+            layer.compile()
+    if not _distributed():
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    if placement.strategy == "fsdp":
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        for part in [*model.layers(), model]:
+            fully_shard(part, mesh=mesh)
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=getattr(model, "leaves_parameters_out", False),
+    )
+
+
+def mixed_precision(optim: Optim, device: torch.device) -> torch.autocast:
+    """Inside it products and convolutions are made in bf16 where the trial says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=optim.precision == "bf16")
+
+
+def clip_gradients(model: nn.Module, largest: float) -> None:
+    """Scales the gradient down where its global norm, over all workers' parts, is too large."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
 
 def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
     """Mean of a scalar over all workers; the value itself where there is one."""
     value = value.detach()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if _distributed():
         value = value.clone()
         dist.all_reduce(value, op=dist.ReduceOp.SUM)
         value /= dist.get_world_size()
@@ -50,7 +95,7 @@ def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
 
 def union_over_workers(values: set[int]) -> set[int]:
     """Union of a set over all workers; the set itself where there is one."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not _distributed():
         return values
     everyone: list[set[int]] = [set()] * dist.get_world_size()
     dist.all_gather_object(everyone, values)
@@ -90,6 +135,10 @@ def on_device(
             tensor.record_stream(current)  # its memory is not reused before the step is through
         coming += [copied(batch) for batch in itertools.islice(batches, 1)]
         yield batch, crops, labels
+
+
+def _distributed() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 
 ROW_FILE = "row.json"
 CURVE_FILE = "curve.json"
-BASELINES = ("untrained", "intensity", "oracle")
+BASELINES = ("untrained", "untrained_ca", "intensity", "oracle")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ResultsRow:
     trial_id: str
     """Readable name and hash of the trial; the same in Tune, Train, MLflow and on disk."""
     objective: str
-    """wsl or mae, or a baseline: untrained, intensity, oracle."""
+    """Label of the objective, such as wsl, mae or mae+, or the name of a baseline."""
     backbone: str
     """Name in the table of backbones; "none" for baselines without a network."""
     data_fraction: float

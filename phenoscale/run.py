@@ -20,14 +20,13 @@ from PIL import Image
 from phenoscale import checkpoint, flops, parallel, train
 from phenoscale.code_version import code_version
 from phenoscale.config import Study, Trial
-from phenoscale.embed import embed_sites
-from phenoscale.fit import Fitted, Tell
-from phenoscale.maps.intensity import intensity_statistics
+from phenoscale.embed_screen import embed_screen
+from phenoscale.fit import Fitted, Tell, write_trial
 from phenoscale.maps.relationships import load_relationships
 from phenoscale.maps.score import Score, score_probe, score_recall
-from phenoscale.models import vit
-from phenoscale.models.build import build_encoder, build_model
-from phenoscale.models.mae import MaskedAutoencoder, panel
+from phenoscale.models.build import AnyEncoder, build_encoder, build_model
+from phenoscale.models.classifier import Classifier
+from phenoscale.models.panel import MaskedModel, panel
 from phenoscale.results import CURVE_FILE, ResultsRow, write_json
 from phenoscale.screens.cutter import BadSiteError, Batch, CropCutter, SiteReader
 from phenoscale.screens.index import ScreenIndex
@@ -37,7 +36,6 @@ from phenoscale.study_files import (
     MAP_FILE,
     PANEL_FILE,
     SITES_FILE,
-    TRIAL_FILE,
     WORKERS_FILE,
     StudyFiles,
 )
@@ -67,12 +65,12 @@ def run_trial(
     parallel.prepare_process(trial.placement.threads)
     directory = files.trial_dir(trial)
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / TRIAL_FILE, trial.as_dict())
     index = ScreenIndex.open(files.index)
-    channels, classes = len(index.channels), index.num_classes
+    channels, classes = index.channels, index.num_classes
+    write_trial(trial, files, index)
 
     fitted = None
-    encoder: vit.Encoder | None = None
+    encoder: AnyEncoder | None = None
     model_loss: float | None = None
     clock = time.perf_counter()
     if not trial.is_baseline:
@@ -83,13 +81,13 @@ def run_trial(
         write_json(directory / CURVE_FILE, fitted.curve.per_step())
         clock = time.perf_counter()
         model_loss = train.held_out_loss(trial, model, held_out_batches(trial, files))
-        if isinstance(model, MaskedAutoencoder):
+        if not isinstance(model, Classifier):
             write_panel(directory / PANEL_FILE, trial, model, files)
         encoder = model.encoder
-    elif trial.objective.name == "untrained":
+    elif trial.objective.name in ("untrained", "untrained_ca"):
         encoder = build_encoder(trial, channels=channels)
     reader = SiteReader(index_path=str(files.index), crops=trial.crops)
-    embeddings, skipped = embed_screen(trial, encoder, reader, files, tell)
+    embeddings, skipped = embed_trial(trial, study, encoder, reader, files, tell)
     embed_s = time.perf_counter() - clock
 
     clock = time.perf_counter()
@@ -104,14 +102,14 @@ def run_trial(
     used = slot.used()
     row = ResultsRow(
         trial_id=trial.id,
-        objective=trial.objective.name,
+        objective=trial.objective.label,
         backbone=trial.backbone,
         data_fraction=float(trial.crops.data_fraction) if fitted else 0.0,
         seed=trial.seed,
         workers=trial.placement.workers,
         launcher=trial.placement.launcher,
         num_parameters=sum(p.numel() for p in encoder.parameters()) if encoder is not None else 0,
-        training_flops=flops.training_flops(trial, channels, classes, crops_seen),
+        training_flops=flops.training_flops(trial, len(channels), classes, crops_seen),
         crops_seen=crops_seen,
         unique_sites=min(unique, crops_seen),
         steps=len(curve.step),
@@ -141,9 +139,10 @@ def run_trial(
     return row
 
 
-def embed_screen(
+def embed_trial(
     trial: Trial,
-    encoder: vit.Encoder | None,
+    study: Study,
+    encoder: AnyEncoder | None,
     reader: SiteReader,
     files: StudyFiles,
     tell: Tell,
@@ -151,42 +150,15 @@ def embed_screen(
     """Embeds every site of the index, or takes the statistics or latents of a baseline instead.
 
     Returns:
-        Read-out to float32 (number of sites, d), rows in the index's order, and the unreadable
-        rows.
+        As `embed_screen`.
     """
     if trial.objective.name == "oracle":
         return {"latents": _latents(files)}, []
-    # Filled in place: small arrays kept between a step's large temporaries would fragment the heap.
-    whole: dict[str, np.ndarray] = {}
-    bad: list[int] = []
-    done, told = 0, 0.0
-    if encoder is not None:
-        encoder.eval()
-    for batch in reader.stream():
-        if encoder is None:
-            part = {"statistics": intensity_statistics(batch["images"])}
-        else:
-            part = embed_sites(encoder, batch["images"], trial.crops.size_px)
-        for name, vectors in part.items():
-            if name not in whole:
-                whole[name] = np.empty((reader.num_sites, vectors.shape[1]), vectors.dtype)
-            whole[name][done : done + len(vectors)] = vectors
-        bad += [int(row) for row in batch["bad"] if row >= 0]
-        done += len(batch["rows"])
-        if time.monotonic() - told > 1:
-            told = time.monotonic()
-            tell({"trial": trial.id, "phase": "embed", "step": done, "steps": reader.num_sites})
-    if done != reader.num_sites:
-        raise RuntimeError(
-            f"Trial {trial.id}: {done} of {reader.num_sites} sites came to be embedded."
-        )
-    if len(bad) > trial.crops.tolerated_bad_sites * reader.num_sites:
-        raise ValueError(
-            f"{len(bad)} of {reader.num_sites} sites cannot be read, more than the tolerated share "
-            f"of {trial.crops.tolerated_bad_sites:g}: index rows {bad[:10]}. "
-            "Run phenoscale index check."
-        )
-    return whole, bad
+
+    def told(done: int, sites: int) -> None:
+        tell({"trial": trial.id, "phase": "embed", "step": done, "steps": sites})
+
+    return embed_screen(reader, encoder, trial.crops.size_px, told, every_block=study.every_block)
 
 
 def held_out_batches(trial: Trial, files: StudyFiles) -> Iterator[Batch]:
@@ -228,16 +200,16 @@ def _check_delivery(trial: Trial, files: StudyFiles, fitted: Fitted) -> None:
         )
 
 
-def write_panel(path: Path, trial: Trial, model: MaskedAutoencoder, files: StudyFiles) -> None:
+def write_panel(path: Path, trial: Trial, model: MaskedModel, files: StudyFiles) -> None:
     """Draws held-out crops as a grid.
 
     Per crop the rows original, masked, reconstructed; a column a channel.
     """
     batch = next(held_out_batches(trial, files))
     crops = torch.from_numpy(batch["crops"][:_PANEL_CROPS])
-    noise = train.mask_noise(trial, 2**31, model.encoder.num_patches, crops=len(crops))
+    draws = train.random_draws(trial, 2**31, model, crops=len(crops))
     model.eval()
-    shown = panel(model, crops, noise).numpy()  # (3, B, C, s, s), standardized
+    shown = panel(model, crops, draws).numpy()  # (3, B, C, s, s), standardized
     low, high = np.quantile(shown[0], (0.01, 0.99), axis=(-2, -1), keepdims=True)
     grey = np.clip((shown - low) / np.maximum(high - low, 1e-6), 0, 1)
     framed = np.pad(grey, [(0, 0)] * 3 + [(1, 1), (1, 1)], constant_values=1.0)

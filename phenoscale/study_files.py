@@ -8,6 +8,7 @@ from pathlib import Path
 from phenoscale.config import Trial
 
 TRIAL_FILE = "trial.json"
+MODEL_FILE = "model.json"  # what a trial's model follows from beside the trial: channels, classes
 SITES_FILE = "sites.parquet"
 MAP_FILE = "map.parquet"
 PANEL_FILE = "panel.png"

@@ -15,14 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phenoscale import checkpoint
 from phenoscale.checkpoint import Curve
 from phenoscale.config import Trial
 from phenoscale.models.build import Model
 from phenoscale.optim import build_optimizer, learning_rate
-from phenoscale.parallel import mean_over_workers, on_device, union_over_workers, wrap
+from phenoscale.parallel import (
+    clip_gradients,
+    mean_over_workers,
+    mixed_precision,
+    on_device,
+    union_over_workers,
+    wrap,
+)
 
 Batch = dict[str, np.ndarray]
 """crops (B, C, H, W) uint8; turns, labels, rows, bad (B,) int64; read_cpu_s (B,): `cutter.py`."""
@@ -72,7 +79,7 @@ def train(
 
     Args:
         trial: the cell of the grid.
-        model: from `build_model`; called with (crops, labels, noise) it gives the loss.
+        model: from `build_model`; called with (crops, labels, draws) it gives the loss.
         batches: (first, last) to an iterator over this worker's batches of steps first to last - 1.
         report: called on every worker at the same steps.
         steps: optimizer updates of the whole trial (`Plan.steps`).
@@ -89,7 +96,7 @@ def train(
         RuntimeError: if the batches end early.
     """
     place = torch.device(device)
-    step_model = wrap(model, place)
+    step_model = wrap(model, place, trial.placement)
     step_model.train()
     optimizer = build_optimizer(model, trial.optim)
     curve = checkpoint.load(resume, model, optimizer) if resume else Curve()
@@ -97,7 +104,6 @@ def train(
     done = Trained(curve=curve, first_step=first)
     stream = on_device(batches(first, steps), place)
     bad_rows = set(curve.bad_rows)
-    patches = model.encoder.num_patches
     share = trial.crops.global_batch_size // world
     report_at = due(steps, REPORTS)
     checkpoint_at = due(steps, CHECKPOINTS)
@@ -118,10 +124,11 @@ def train(
         done.crops += share
         bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
 
-        # The noise of the global batch is drawn whole and sliced, so that masks do not depend on
-        # `world`.
-        noise = mask_noise(trial, step, patches)[rank * share : (rank + 1) * share]
-        loss = step_model(crops, labels, noise.to(place))
+        # The random numbers of the global batch are drawn whole and sliced, so that masks do not
+        # depend on `world`.
+        draws = random_draws(trial, step, model)[rank * share : (rank + 1) * share]
+        with mixed_precision(trial.optim, place):
+            loss = step_model(crops, labels, draws.to(place))
         mean_loss = float(mean_over_workers(loss))
         if not math.isfinite(mean_loss):
             raise NonFiniteLossError(
@@ -130,7 +137,7 @@ def train(
                 f"rate ({trial.optim.lr:g}) or look at these sites."
             )
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), trial.optim.clip_norm)
+        clip_gradients(model, trial.optim.clip_norm)
         lr = learning_rate(trial.optim, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -168,24 +175,29 @@ def held_out_loss(trial: Trial, model: Model, batches: Iterator[Batch]) -> float
     Masks come from a step number that training never reaches, the same for every trial of a seed.
     """
     model.eval()
-    patches = model.encoder.num_patches
     total, count = 0.0, 0
     for number, (_, crops, labels) in enumerate(on_device(batches, torch.device("cpu"))):
         size = len(crops)
-        noise = mask_noise(trial, 2**31 + number, patches, crops=size)
-        loss = model(crops, labels, noise)
+        loss = model(crops, labels, random_draws(trial, 2**31 + number, model, crops=size))
         total, count = total + float(loss) * size, count + size
     if not count:
         raise ValueError(f"Trial {trial.id} has no held-out sites; name plates in crops.held_out.")
     return total / count
 
 
-def mask_noise(trial: Trial, step: int, patches: int, crops: int | None = None) -> Tensor:
-    """(B, N) float32 uniform noise that decides a step's masks, from trial seed and step."""
+def random_draws(trial: Trial, step: int, model: Model, crops: int | None = None) -> Tensor:
+    """(B, R) float32 uniform numbers that decide a step's masks, and whatever else is random in it.
+
+    They follow from the trial's seed and the step. The first `model.draws` are each crop's own; the
+    `model.shared_draws` after them are equal for all crops of the step.
+    """
     # torch's CPU generator heeds the low 32 bits of a seed alone. The odd factor near 2**32 /
     # golden ratio spreads the trials' seeds over them, so that each has a run of steps of its own.
     generator = torch.Generator().manual_seed((trial.seed * 0x9E3779B1 + step) % 2**32)
-    return torch.rand(crops or trial.crops.global_batch_size, patches, generator=generator)
+    size = crops or trial.crops.global_batch_size
+    own = torch.rand(size, model.draws, generator=generator)
+    shared = torch.rand(model.shared_draws, generator=generator)
+    return torch.cat([own, shared.expand(size, -1)], dim=1)
 
 
 def due(steps: int, times: int) -> frozenset[int]:

@@ -8,11 +8,14 @@ width, P values of a patch. In a mask 1 means removed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from phenoscale.backbones import Backbone
-from phenoscale.models import vit
+from phenoscale.backbones import VisionTransformer
+from phenoscale.config import Objective
+from phenoscale.models import losses, vit
 
 
 class MaskedAutoencoder(nn.Module):
@@ -20,53 +23,77 @@ class MaskedAutoencoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, shape: Backbone, *, channels: int, size_px: int, mask_ratio: float) -> None:
-        """Builds encoder and decoder; `mask_ratio` of the patches are removed in training."""
+    def __init__(
+        self,
+        shape: VisionTransformer,
+        objective: Objective,
+        *,
+        channels: Sequence[str],
+        size_px: int,
+    ) -> None:
+        """Builds encoder and decoder for crops of the named channels."""
         super().__init__()
+        self.objective = objective
         self.encoder = vit.Encoder(shape, channels=channels, size_px=size_px)
-        self.num_kept = round(self.encoder.num_patches * (1 - mask_ratio))
-        width = shape.decoder_width
+        self.num_kept = round(self.encoder.num_patches * (1 - objective.mask_ratio))
+        self.draws = self.encoder.num_patches + self.encoder.draws
+        self.shared_draws = 0
+        width = shape.decoder.width
         self.to_decoder = nn.Linear(shape.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         side = size_px // shape.patch_px
         self.register_buffer("positions", vit.positions(side, width), persistent=False)
-        self.decoder = vit.blocks(
-            width, shape.decoder_depth, shape.decoder_heads, 4 * width, shape.layer_scale
-        )
+        self.decoder = vit.decoder_blocks(shape.decoder)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.to_pixels = nn.Linear(width, channels * shape.patch_px**2)
+        self.to_pixels = nn.Linear(width, len(channels) * shape.patch_px**2)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.to_decoder, self.decoder, self.to_pixels):
             module.apply(vit.init_linear)
 
-    def forward(self, crops: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the masked patches, in units of the crop's own variance.
+    def layers(self) -> list[nn.Module]:
+        """The parts that are compiled, sharded and recomputed one by one."""
+        return [*self.encoder.blocks, *self.decoder]
+
+    def forward(self, crops: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
+        """The loss: masked patches' squared error, and the Fourier loss where it has a weight.
 
         Args:
             crops: (B, C, H, W) uint8.
             labels: (B,), not used: what every objective is called with.
-            noise: (B, N) float32 in [0, 1); the patches with the smallest values are kept.
+            draws: (B, `draws`) float32 in [0, 1): of the first N the patches with the smallest
+                values are kept; the rest decide which crop skips which block.
 
         Returns:
-            () float32, mean over masked patches and their pixels.
+            () float32, in units of each crop's own variance.
         """
-        patches = vit.patchify(vit.standardize(crops), self.encoder.patch_px)
-        masked, predicted = self.reconstruct(patches, noise)
-        return (predicted - vit.take(patches, masked)).square().mean()
+        patches = self.encoder.patches(crops)
+        target = losses.normalized(patches) if self.objective.normalized_targets else patches
+        order, decoded = self.decode(patches, draws)
+        if not self.objective.fourier_weight:
+            predicted = self.to_pixels(self.norm(decoded[:, self.num_kept :]))
+            return losses.masked_mse(predicted, vit.take(target, order[:, self.num_kept :]))
+        everything = self.to_pixels(self.norm(decoded))
+        masked = everything[:, self.num_kept :]
+        mse = losses.masked_mse(masked, vit.take(target, order[:, self.num_kept :]))
+        everything = vit.take(everything, order.argsort(dim=1))
+        fourier = losses.fourier_loss(self._image(everything), self._image(target))
+        return losses.total_loss(mse, fourier, self.objective.fourier_weight)
 
-    def reconstruct(self, patches: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicts the masked patches from the kept ones.
+    def decode(self, patches: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes the kept patches and decodes all.
 
         Args:
             patches: (B, N, P) float32, standardized.
-            noise: (B, N) float32.
+            draws: as `forward`.
 
         Returns:
-            (B, M) int64 numbers of the masked patches and (B, M, P) their predicted values.
+            (B, N) int64 numbers of the patches, the K kept ones first, and their decoder tokens in
+            that order, (B, N, E).
         """
-        order = noise.argsort(dim=1)
+        count = self.encoder.num_patches
+        order = draws[:, :count].argsort(dim=1)
         kept, masked = order[:, : self.num_kept], order[:, self.num_kept :]
-        x = self.to_decoder(self.encoder(patches, kept))
+        x = self.to_decoder(self.encoder(patches, kept, draws[:, count:]))
         place = self.positions.expand(len(x), -1, -1)
         kept_tokens = x[:, 1:] + vit.take(place, kept)
         masked_tokens = self.mask_token + vit.take(place, masked)
@@ -76,25 +103,23 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat([x[:, :1], kept_tokens, masked_tokens], dim=1)
         for block in self.decoder:
             x = block(x)
-        return masked, self.to_pixels(self.norm(x[:, 1 + self.num_kept :]))
+        return order, x[:, 1:]
 
+    def reconstruct(self, crops: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole crop as predicted, and what was masked.
 
-@torch.no_grad()
-def panel(model: MaskedAutoencoder, crops: Tensor, noise: Tensor) -> Tensor:
-    """Original, masked and reconstructed crops, for a person to look at.
+        Returns:
+            (B, C, H, W) float32 predictions, in the units of the standardized crop, and bool of the
+            same shape, True where removed.
+        """
+        patches = self.encoder.patches(crops)
+        order, decoded = self.decode(patches, draws)
+        predicted = vit.take(self.to_pixels(self.norm(decoded)), order.argsort(dim=1))
+        if self.objective.normalized_targets:
+            predicted = losses.restored(predicted, patches)
+        removed = torch.ones_like(patches, dtype=torch.bool)
+        at = order[:, : self.num_kept, None].expand(-1, -1, patches.shape[-1])
+        return self._image(predicted), self._image(removed.scatter(1, at, False))
 
-    Args:
-        model: the autoencoder.
-        crops: (B, C, H, W) uint8.
-        noise: (B, N) float32.
-
-    Returns:
-        (3, B, C, H, W) float32, standardized: the original, the original with masked patches at 0
-        (the crop's mean), and the original with masked patches replaced by the prediction.
-    """
-    encoder = model.encoder
-    patches = vit.patchify(vit.standardize(crops), encoder.patch_px)
-    masked, predicted = model.reconstruct(patches, noise)
-    at = masked.unsqueeze(-1).expand_as(predicted)
-    shown = [patches, patches.scatter(1, at, 0.0), patches.scatter(1, at, predicted)]
-    return torch.stack([vit.unpatchify(x, encoder.patch_px, encoder.channels) for x in shown])
+    def _image(self, patches: Tensor) -> Tensor:
+        return vit.unpatchify(patches, self.encoder.patch_px, len(self.encoder.channels))

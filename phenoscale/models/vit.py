@@ -7,14 +7,16 @@ width, P = C p^2 values of a patch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import ParallelScalingBlock
+from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import Tensor, nn
 
-from phenoscale.backbones import Backbone
+from phenoscale.backbones import Decoder, VisionTransformer
+from phenoscale.models.readout import choose, read_out
 
 
 def standardize(crops: Tensor) -> Tensor:
@@ -67,6 +69,19 @@ def blocks(
     )
 
 
+def decoder_blocks(decoder: Decoder) -> nn.ModuleList:
+    """Plain blocks of timm, with biases: what the papers' public code decodes with."""
+    return nn.ModuleList(
+        Block(
+            decoder.width,
+            decoder.heads,
+            qkv_bias=True,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # as above
+        )
+        for _ in range(decoder.depth)
+    )
+
+
 def positions(side: int, width: int) -> Tensor:
     """Fixed sin-cos positions of a square of `side` x `side` patches, (N, D) float32."""
     return build_sincos2d_pos_embed([side, side], dim=width, interleave_sin_cos=False)
@@ -76,15 +91,26 @@ class Encoder(nn.Module):
     """uint8 crops in, tokens out: the class token first, then one token per patch."""
 
     positions: Tensor
+    drop_rates: Tensor
 
-    def __init__(self, shape: Backbone, *, channels: int, size_px: int) -> None:
-        """Builds the encoder for crops of `channels` x `size_px` x `size_px`."""
+    def __init__(
+        self,
+        shape: VisionTransformer,
+        *,
+        channels: Sequence[str],
+        size_px: int,
+        values: int | None = None,
+    ) -> None:
+        """Builds the encoder for crops of the named channels, `size_px` high and wide.
+
+        `values` is the number of values in a patch, by default those of all channels.
+        """
         super().__init__()
         self.patch_px = shape.patch_px
-        self.channels = channels
+        self.channels = tuple(channels)
         self.num_patches = (size_px // shape.patch_px) ** 2
         self.width = shape.width
-        self.projection = nn.Linear(channels * shape.patch_px**2, shape.width)
+        self.projection = nn.Linear(values or len(channels) * shape.patch_px**2, shape.width)
         self.class_token = nn.Parameter(torch.empty(shape.width))
         self.register_buffer(
             "positions", positions(size_px // shape.patch_px, shape.width), persistent=False
@@ -93,28 +119,93 @@ class Encoder(nn.Module):
             shape.width, shape.depth, shape.heads, shape.mlp_width, shape.layer_scale
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        rates = torch.linspace(0, shape.drop_path, shape.depth)
+        self.register_buffer("drop_rates", rates, persistent=False)
+        self.draws = shape.depth if shape.drop_path else 0
         nn.init.normal_(self.class_token, std=0.02)
         self.apply(init_linear)
 
-    def forward(self, patches: Tensor, kept: Tensor | None = None) -> Tensor:
+    def patches(self, crops: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 to standardized patches (B, N, P)."""
+        return patchify(standardize(crops), self.patch_px)
+
+    def forward(
+        self, patches: Tensor, kept: Tensor | None = None, draws: Tensor | None = None
+    ) -> Tensor:
         """Encodes the patches, or the kept ones alone.
 
         Args:
             patches: (B, N, P) float32, standardized.
             kept: (B, K) int64 numbers of the patches to encode; None for all. Masked patches are
                 never projected, which saves their cost.
+            draws: (B, depth) float32 in [0, 1): which crop skips which block in training; not
+                needed where the backbone has no drop path.
 
         Returns:
             (B, 1 + K, D) float32 tokens after the last norm.
         """
-        place = self.positions.expand(len(patches), -1, -1)
+        x = self._begin(patches, kept)
+        residues = self._residues(draws)
+        for number, block in enumerate(self.blocks):
+            after = block(x)
+            x = after if residues is None else x + residues[:, number, None, None] * (after - x)
+        return self.norm(x)
+
+    def _begin(self, patches: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The tokens before the first block, (B, 1 + K, D)."""
+        place = self.positions.repeat(patches.shape[1] // self.num_patches, 1)
+        place = place.expand(len(patches), -1, -1)
         if kept is not None:
             patches, place = take(patches, kept), take(place, kept)
         x = self.projection(patches) + place
-        x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
-        for block in self.blocks:
+        return torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
+
+    def _residues(self, draws: Tensor | None) -> Tensor | None:
+        """Stochastic depth (Huang et al. 2016): what a block adds to each crop, times this.
+
+        0 for a crop that skips the block, else 1 over the share of crops that do not. None where
+        nothing is skipped.
+        """
+        if not (self.training and self.draws):
+            return None
+        assert draws is not None, "a backbone with drop path needs draws in training"
+        return (draws >= self.drop_rates) / (1 - self.drop_rates)
+
+    def places(self, crops: Tensor, draws: Tensor) -> Tensor:
+        """Tokens of the patches, (B, N, D): what a classifier averages."""
+        return self(self.patches(crops), draws=draws)[:, 1:]
+
+    def read(
+        self, crops: Tensor, channels: Sequence[str], *, every_block: bool = False
+    ) -> dict[str, Tensor]:
+        """Embeddings of crops by every read-out, in one pass.
+
+        Args:
+            crops: (B, C, H, W) uint8.
+            channels: their names.
+            every_block: whether to read each block too.
+
+        Returns:
+            (B, D) of each read-out of `read_out`; with `every_block` also block_1, block_2, ...:
+            the mean of the patch tokens after that block and the last norm, as of an encoder cut
+            off there (Kenyon-Dean et al. 2025).
+
+        Raises:
+            ValueError: if the channels are not those that the encoder takes.
+        """
+        crops = choose(crops, channels, self.channels)
+        tokens, of_blocks = self._tokens(crops, every_block)
+        return read_out(tokens[:, 1:], tokens[:, 0]) | of_blocks
+
+    def _tokens(self, crops: Tensor, every_block: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last tokens, (B, 1 + N, D), and the mean patch token after each block, (B, D)."""
+        x = self._begin(self.patches(crops))
+        read: dict[str, Tensor] = {}
+        for number, block in enumerate(self.blocks):
             x = block(x)
-        return self.norm(x)
+            if every_block:
+                read[f"block_{number + 1}"] = self.norm(x)[:, 1:].mean(dim=1)
+        return self.norm(x), read
 
 
 def take(tokens: Tensor, numbers: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     parallel.prepare_process(trial.placement.threads)
     index = ScreenIndex.open(files.index)
-    model = build_model(trial, channels=len(index.channels), num_classes=index.num_classes)
+    model = build_model(trial, channels=index.channels, num_classes=index.num_classes)
     cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
 
     def report(progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:

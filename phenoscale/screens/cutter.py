@@ -191,6 +191,20 @@ class SiteReader:
         """Sites of the index."""
         return _screen(self.index_path).index.num_sites
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the images' channels."""
+        return _screen(self.index_path).index.channels
+
+    @property
+    def plates(self) -> list[range]:
+        """Rows of each plate, in order."""
+        plates = _screen(self.index_path).index.plates
+        return [
+            range(first, first + rows)
+            for first, rows in zip(plates["first_row"], plates["rows"], strict=True)
+        ]
+
     def read(self, first: int, last: int) -> Batch:
         """Sites of the rows `first` to `last` - 1.
 
@@ -226,11 +240,6 @@ class SiteReader:
             "bad": bad,
             "read_cpu_s": np.full(len(images), (time.thread_time() - began) / len(images)),
         }
-
-    def stream(self, sites_per_batch: int = 2) -> Iterator[Batch]:
-        """All sites in the index's order, read in this thread."""
-        for first in range(0, self.num_sites, sites_per_batch):
-            yield self.read(first, min(first + sites_per_batch, self.num_sites))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from phenoscale.screens.simulated.cells import CHANNELS, LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.cells import LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.conditions import CONDITIONS
 
 CONTROL = "negative_control"
 LATENTS_PER_COMPLEX = 3
@@ -61,6 +62,8 @@ class ScreenSpec:
     """Length of a knockout's shift in units of the cell population's standard deviation."""
     nuisance: float = 1.6
     """Multiplies every nuisance amplitude of `render.py`; 0 for a screen without nuisance."""
+    condition: str = "standard"
+    """How the screen is stained and imaged, a key of `CONDITIONS`."""
 
     def __post_init__(self) -> None:
         """Check each field and that the wells fit on the plates."""
@@ -87,6 +90,10 @@ class ScreenSpec:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value!r}; it must be a finite number, 0 or more.")
+        if self.condition not in CONDITIONS:
+            raise ValueError(
+                f"condition is {self.condition!r}; choose one of {', '.join(CONDITIONS)}."
+            )
         if self.size_px > 1024:
             raise ValueError(f"size_px is {self.size_px}; a site is at most 1024 pixels wide.")
         if 2 * self.num_opposed > self.num_complexes:
@@ -135,9 +142,14 @@ class ScreenSpec:
         return self.num_complexes * math.comb(size, 2) + self.num_opposed * size**2
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels, in the order of the image."""
+        return CONDITIONS[self.condition].names
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of pixels that the screen takes on disk."""
-        return self.num_sites * len(CHANNELS) * self.size_px**2
+        return self.num_sites * len(self.channels) * self.size_px**2
 
 
 class Design(NamedTuple):

@@ -1,9 +1,11 @@
 """Sites of the simulated screen: cells placed in a frame, then what staining and optics do to them.
 
 Stain gain, cell density, illumination, focus, noise and background vary by experimental batch,
-plate and well, more strongly than most phenotypes do. Everything is a function of (seed, names), so
-a site has the same bytes in whichever process it is drawn. numpy's vectorised `exp` may differ in
-the last bit between families of CPU; a few pixels may then differ by one grey level.
+plate and well, more strongly than most phenotypes do. A condition (`conditions.py`) says which
+channels there are; what it adds draws from generators of its own ("lamp"). Everything is a function
+of (seed, names), so a site has the same bytes in whichever process it is drawn. numpy's vectorised
+`exp` may differ in the last bit between families of CPU; a few pixels may then differ by one grey
+level.
 
 Legend: C channels, H W pixels of the frame, S side of a stamp in pixels, L latents.
 """
@@ -15,6 +17,7 @@ import functools
 
 import numpy as np
 import numpy.typing as npt
+from scipy import fft
 
 from phenoscale.screens.simulated.cells import (
     CHANNELS,
@@ -24,13 +27,17 @@ from phenoscale.screens.simulated.cells import (
     render_cell,
     rng_for,
 )
-
-BACKGROUND = 6.0
-"""Grey levels of an empty field."""
+from phenoscale.screens.simulated.conditions import BRIGHTFIELD, STANDARD, Condition
 
 _NOISE_VALUES = 1 << 20
 _MARGIN_PX = 12  # cells whose centre lies this far outside the frame still reach into it
 _PAD_PX = 2  # the frame is drawn with the border that the 5-tap focus blur eats
+_HALO_PX = 12  # the border that keeps fringes from coming in again at the opposite edge
+_DRY_MASS = np.array([1.0, 0.5, 1.5, 0.6, 0.5, 0.15], np.float32) / 100
+"""Optical thickness per grey level of each stain: what a cell is made of, and how much of it."""
+_ABSORPTION, _REFRACTION = 0.15, 0.4  # of light, per unit of optical thickness
+_COHERENCE_PX = 0.8  # finer fringes wash out: the lamp is no point
+_LAMP_NOISE = 0.4  # a lamp gives more photons per grey level than a stain does
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class Nuisance:
     """What staining, optics and seeding do to one well, whatever its perturbation."""
 
     gain: FloatArray
-    """(C,) factor on the stain."""
+    """(C,) factor on the stain; 1 for brightfield."""
     background: FloatArray
     """(C,) grey levels before illumination."""
     slope: FloatArray
@@ -52,19 +59,26 @@ class Nuisance:
 
 
 def draw_nuisance(
-    seed: int, scale: float, experimental_batch: str, plate: str, well: str
+    seed: int,
+    scale: float,
+    experimental_batch: str,
+    plate: str,
+    well: str,
+    condition: Condition = STANDARD,
 ) -> Nuisance:
     """Draw a well's nuisance from its batch's, its plate's and its own generator.
 
     Args:
         seed: The screen's seed.
-        scale: Multiplies every amplitude; 0 gives gain 1, flat light, sharp focus and no noise.
+        scale: Multiplies every amplitude; 0 leaves the condition alone: under the standard one
+            gain 1, flat light, sharp focus and no noise.
         experimental_batch: Name of the experimental batch.
         plate: Name of the plate, unique within its experimental batch.
         well: Name of the well, unique within its plate.
+        condition: How the screen is imaged. What is drawn for a stain does not depend on it.
 
     Returns:
-        The nuisance of that well, shared by its sites.
+        The nuisance of that well, shared by its sites; C in the order of the condition.
     """
     count = len(CHANNELS)
     batch_rng = rng_for(seed, "nuisance", experimental_batch)
@@ -80,12 +94,28 @@ def draw_nuisance(
         (count, 2)
     )
     log_background = 0.2 * plate_rng.standard_normal(count) + 0.1 * well_rng.standard_normal(count)
+    blur_px = scale * 0.7 * (plate_rng.random() + well_rng.random()) / 2
+
+    # Condensers are adjusted for each plate, so light varies less in brightfield.
+    lamps = len(BRIGHTFIELD)
+    lamp_rng = rng_for(seed, "lamp", experimental_batch, plate)
+    well_lamp_rng = rng_for(seed, "lamp", experimental_batch, plate, well)
+    lamp_slope = 0.06 * lamp_rng.standard_normal((lamps, 2))
+    lamp_slope += 0.02 * well_lamp_rng.standard_normal((lamps, 2))
+    log_lamp = 0.05 * lamp_rng.standard_normal(lamps) + 0.02 * well_lamp_rng.standard_normal(lamps)
+
+    drawn = (*CHANNELS, *BRIGHTFIELD)
+    order = [drawn.index(name) for name in condition.names]
+    log_gain = np.append(log_gain, np.zeros(lamps))[order]
+    log_background = np.append(log_background, log_lamp)[order]
+    background = np.array([channel.background for channel in condition.channels])
+    gain = np.array([channel.gain for channel in condition.channels])
     return Nuisance(
-        gain=np.exp(scale * log_gain).astype(np.float32),
-        background=(BACKGROUND * np.exp(scale * log_background)).astype(np.float32),
-        slope=(scale * slope).astype(np.float32),
+        gain=(gain * np.exp(scale * log_gain)).astype(np.float32),
+        background=(background * np.exp(scale * log_background)).astype(np.float32),
+        slope=(scale * np.concatenate([slope, lamp_slope])[order]).astype(np.float32),
         log_density=float(scale * log_density),
-        blur_px=float(scale * 0.7 * (plate_rng.random() + well_rng.random()) / 2),
+        blur_px=float(np.hypot(blur_px, condition.blur_px)),
         noise=0.3 * scale,
     )
 
@@ -129,47 +159,104 @@ def _blur(image: FloatArray, sd_px: float) -> FloatArray:
     return image
 
 
-def render_site(
-    z: npt.NDArray[np.float64], nuisance: Nuisance, size_px: int, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """Draw one site.
+@functools.cache
+def _transfer(side: int, defocus_px2: float) -> FloatArray:
+    """Absorbance per optical thickness at each frequency, (side, side // 2 + 1).
 
-    Args:
-        z: (L,) latents of the well, in units of the cell population's standard deviation.
-        nuisance: The well's nuisance.
-        size_px: Height and width of the frame.
-        rng: The site's own generator.
-
-    Returns:
-        (C, size_px, size_px) uint8, channels in the order of CHANNELS.
+    Weak cells out of focus: light bends towards thick places, so an edge gets bright and dark
+    fringes, nearly the Laplacian of thickness for a small defocus.
     """
-    count = len(CHANNELS)
-    framed = size_px + 2 * _PAD_PX
-    density = latent_values(z)[-1] * np.exp(nuisance.log_density)
+    rows, columns = 2 * np.pi * fft.fftfreq(side), 2 * np.pi * fft.rfftfreq(side)
+    squared = rows[:, None] ** 2 + columns[None] ** 2
+    phase = defocus_px2 * squared / 2
+    absorbance = _ABSORPTION * np.cos(phase) + _REFRACTION * np.sin(phase)
+    return (absorbance * np.exp(-squared * _COHERENCE_PX**2 / 2)).astype(np.float32)
+
+
+def _transmitted(thickness: FloatArray, names: list[str], size_px: int) -> dict[str, FloatArray]:
+    """Share of light that passes the cells in each brightfield channel, (size_px, size_px)."""
+    side, inner = len(thickness), slice(_HALO_PX, _HALO_PX + size_px)
+    spectrum = fft.rfft2(thickness)
+    passed = {}
+    for name in names:
+        absorbance = fft.irfft2(spectrum * _transfer(side, BRIGHTFIELD[name]), s=(side, side))
+        passed[name] = np.exp(-absorbance[inner, inner])
+    return passed
+
+
+def _draw_cells(
+    z: npt.NDArray[np.float64],
+    log_density: float,
+    size_px: int,
+    rng: np.random.Generator,
+    thick: bool,
+) -> tuple[FloatArray, FloatArray]:
+    """Scatter cells: stains (C, H, W) with their border; optical thickness if `thick`, else 0."""
+    count, framed = len(CHANNELS), size_px + 2 * _PAD_PX
+    density = latent_values(z)[-1] * np.exp(log_density)
     cells = max(1, int(rng.poisson(density * (size_px + 2 * _MARGIN_PX) ** 2)))
     frame = np.zeros((count, framed, framed), np.float32)
+    side = fft.next_fast_len(framed + 2 * _HALO_PX, real=True)
+    thickness = np.zeros((1, side, side), np.float32)
     population = rng.standard_normal((cells, len(LATENT_NAMES)))
     uptake = np.exp(rng.normal(0, 0.1, (cells, count))).astype(np.float32)
     for (y, x), variation, stain in zip(
         _place(cells, size_px, rng), population, uptake, strict=True
     ):
         stamp = render_cell(z + variation, rng)
+        if thick:
+            mass = np.einsum("c,cyx->yx", _DRY_MASS, stamp)[None]
+            _add(thickness, mass, y + _PAD_PX + _HALO_PX, x + _PAD_PX + _HALO_PX)
         stamp *= stain[:, None, None]
         _add(frame, stamp, y + _PAD_PX, x + _PAD_PX)
+    return frame, thickness[0]
 
+
+def render_site(
+    z: npt.NDArray[np.float64],
+    nuisance: Nuisance,
+    size_px: int,
+    rng: np.random.Generator,
+    condition: Condition = STANDARD,
+    lamp_rng: np.random.Generator | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Draw one site.
+
+    Args:
+        z: (L,) latents of the well, in units of the cell population's standard deviation.
+        nuisance: The well's nuisance under the same condition.
+        size_px: Height and width of the frame.
+        rng: The site's own generator.
+        condition: How the screen is imaged; the same cells lie in the same places under each.
+        lamp_rng: The site's generator of noise in brightfield; `rng` by default.
+
+    Returns:
+        (C, size_px, size_px) uint8, channels in the order of the condition.
+    """
+    names = condition.names
+    lit = [name for name in BRIGHTFIELD if name in names]
+    frame, thickness = _draw_cells(z, nuisance.log_density, size_px, rng, thick=bool(lit))
+    passed = _transmitted(thickness, lit, size_px + 2 * _PAD_PX) if lit else {}
     noise = _noise_bank()
     across = np.linspace(-1, 1, size_px, dtype=np.float32)
-    site = np.empty((count, size_px, size_px), np.uint8)
-    for c in range(count):
-        image = _blur(frame[c], nuisance.blur_px)
-        image *= nuisance.gain[c]
-        image += nuisance.background[c]
+    site = np.empty((len(names), size_px, size_px), np.uint8)
+    # Drawn in one order under every condition, so that a stain has the same noise.
+    for drawn, name in enumerate((*CHANNELS, *lit)):
+        c, noise_sd, noise_rng = names.index(name), nuisance.noise, rng
+        if name in passed:
+            image = _blur(passed[name], nuisance.blur_px)
+            image *= nuisance.background[c]
+            noise_sd, noise_rng = _LAMP_NOISE * noise_sd, lamp_rng or rng
+        else:
+            image = _blur(frame[drawn], nuisance.blur_px)
+            image *= nuisance.gain[c]
+            image += nuisance.background[c]
         light = 1 + nuisance.slope[c, 0] * across[:, None] + nuisance.slope[c, 1] * across[None]
         # Clipped above 0: a steep gradient would otherwise give negative light and invalid pixels.
         image *= np.clip(light, 0.15, None)
-        offset = int(rng.integers(0, _NOISE_VALUES - size_px * size_px))
+        offset = int(noise_rng.integers(0, _NOISE_VALUES - size_px * size_px))
         shot = np.sqrt(image) * noise[offset : offset + size_px * size_px].reshape(size_px, size_px)
-        image += nuisance.noise * shot
+        image += noise_sd * shot
         image += 0.5  # round to nearest
         site[c] = np.clip(image, 0, 255)
     return site

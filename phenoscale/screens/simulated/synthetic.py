@@ -28,7 +28,8 @@ import numpy.typing as npt
 import pandas as pd
 import tifffile
 
-from phenoscale.screens.simulated.cells import CHANNELS, LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.cells import LATENT_NAMES, rng_for
+from phenoscale.screens.simulated.conditions import CONDITIONS
 from phenoscale.screens.simulated.planted import Design, ScreenSpec, design_screen, lay_out_wells
 from phenoscale.screens.simulated.render import draw_nuisance, render_site
 
@@ -149,15 +150,17 @@ def _draw(
 
 def _draw_wells(spec: ScreenSpec, root: Path, wells: list[_Well]) -> int:
     """Draw and write the sites of some wells; returns how many."""
+    condition = CONDITIONS[spec.condition]
     for key, latents in wells:
-        nuisance = draw_nuisance(spec.seed, spec.nuisance, *key)
+        nuisance = draw_nuisance(spec.seed, spec.nuisance, *key, condition=condition)
         for site in range(1, spec.sites_per_well + 1):
             rng = rng_for(spec.seed, "site", *key, str(site))
+            lamp_rng = rng_for(spec.seed, "lamp", *key, str(site))
             # One page with its channels as separate planes: a reader finds all pixels in one piece
             # after one header.
             tifffile.imwrite(
                 root / "images" / key[0] / key[1] / f"{key[2]}_s{site}.tiff",
-                render_site(latents, nuisance, spec.size_px, rng),
+                render_site(latents, nuisance, spec.size_px, rng, condition, lamp_rng),
                 photometric="minisblack",
                 planarconfig="separate",
                 metadata=None,
@@ -184,14 +187,14 @@ def _site_rows(spec: ScreenSpec, wells: pd.DataFrame) -> pd.DataFrame:
         negative_control=np.where(control, "true", "false"),
         cell_type="simulated",
         paths="images/" + batch + "/" + plate + "/" + well + "_s" + site + ".tiff",
-        channels="|".join(CHANNELS),
+        channels="|".join(spec.channels),
     )
 
 
 def _description(spec: ScreenSpec, design: Design) -> dict[str, object]:
     return {
         "spec": dataclasses.asdict(spec),
-        "channels": CHANNELS,
+        "channels": spec.channels,
         "latents": LATENT_NAMES,
         "num_genes": spec.num_genes,
         "num_wells": spec.num_wells,

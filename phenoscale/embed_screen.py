@@ -1,0 +1,106 @@
+"""From a screen to its embeddings: every site of an index, plate by plate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from phenoscale.embed import ADAPTING_TILES, adapt_to_plate, embed_sites
+from phenoscale.maps.intensity import intensity_statistics
+from phenoscale.models.build import AnyEncoder
+from phenoscale.models.densenet import DenseNetEncoder
+from phenoscale.screens.cutter import SiteReader
+
+_SITES_AT_ONCE = 2
+_TELL_EVERY_S = 1.0
+
+
+def embed_screen(
+    reader: SiteReader,
+    encoder: AnyEncoder | None,
+    size_px: int,
+    tell: Callable[[int, int], None],
+    *,
+    channels: Sequence[str] | None = None,
+    every_block: bool = False,
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Embeds every site, or takes the intensity statistics of every site instead.
+
+    Args:
+        reader: of the screen.
+        encoder: on the CPU or a GPU; None for intensity statistics.
+        size_px: side of the tiles.
+        tell: called now and then with (sites done, sites in all).
+        channels: names of those to use, by default all of the screen's.
+        every_block: whether to read each block of a transformer too.
+
+    Returns:
+        Read-out to float32 (number of sites, d), rows in the index's order, and the unreadable
+        rows, whose vectors mean nothing.
+
+    Raises:
+        ValueError: if more sites are unreadable than the reader tolerates, or the encoder does not
+            take these channels.
+    """
+    names = tuple(channels or reader.channels)
+    picked = _numbers(names, reader.channels)
+    # Filled in place: small arrays kept between a step's large temporaries would fragment the heap.
+    whole: dict[str, np.ndarray] = {}
+    bad: list[int] = []
+    told = 0.0
+    if encoder is not None:
+        encoder.eval()
+    for plate in reader.plates:
+        if isinstance(encoder, DenseNetEncoder):
+            _adapt(encoder, reader, plate, size_px, names, picked)
+        for first in range(plate.start, plate.stop, _SITES_AT_ONCE):
+            batch = reader.read(first, min(first + _SITES_AT_ONCE, plate.stop))
+            images = batch["images"] if picked is None else batch["images"][:, picked]
+            if encoder is None:
+                part = {"statistics": intensity_statistics(images)}
+            else:
+                part = embed_sites(encoder, images, size_px, names, every_block=every_block)
+            for name, vectors in part.items():
+                if name not in whole:
+                    whole[name] = np.empty((reader.num_sites, vectors.shape[1]), vectors.dtype)
+                whole[name][batch["rows"]] = vectors
+            bad += [int(row) for row in batch["bad"] if row >= 0]
+            if time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                tell(int(batch["rows"][-1]) + 1, reader.num_sites)
+    tolerated = reader.crops.tolerated_bad_sites
+    if len(bad) > tolerated * reader.num_sites:
+        raise ValueError(
+            f"{len(bad)} of {reader.num_sites} sites cannot be read, more than the tolerated share "
+            f"of {tolerated:g}: index rows {bad[:10]}. Run phenoscale index check."
+        )
+    return whole, bad
+
+
+def _numbers(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
+    """Where the wanted channels stand; None if they are all, in this order."""
+    if missing := sorted(set(wanted) - set(there)):
+        raise ValueError(
+            f"The screen has no channel {', '.join(missing)}; it has {', '.join(there)}."
+        )
+    return None if tuple(wanted) == tuple(there) else [there.index(name) for name in wanted]
+
+
+def _adapt(
+    encoder: AnyEncoder,
+    reader: SiteReader,
+    plate: range,
+    size_px: int,
+    names: Sequence[str],
+    picked: list[int] | None,
+) -> None:
+    """Gives the encoder the statistics of a plate, from readable sites evenly spread over it."""
+    count = min(ADAPTING_TILES // 2, len(plate))
+    rows = [plate[i * len(plate) // count] for i in range(count)]
+    batches = [reader.read(row, row + 1) for row in rows]
+    images = [batch["images"] for batch in batches if batch["bad"][0] < 0]
+    if images:
+        sites = np.concatenate(images)
+        adapt_to_plate(encoder, sites if picked is None else sites[:, picked], size_px, names)
