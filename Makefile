@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit page bench bench-data ui clean
+.PHONY: install demo test lint unit test-matrix page bench bench-data ui clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ lint: install
 
 unit: install
 	$(BIN)/python -m pytest
+
+# Every kind of model under every combination of strategy, precision and options; some minutes.
+test-matrix: install
+	$(BIN)/python -m pytest tests/matrix.py
 
 # docs/your_own_screen.md, command by command; needs the real data sets, see docs/run_page.py.
 page: install

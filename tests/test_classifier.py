@@ -24,7 +24,7 @@ def model() -> Classifier:
 @pytest.fixture(scope="module")
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     drawn = tiny_batch(TINY_WSL, 0)
-    noise = torch.zeros(8, 4)
+    noise = torch.zeros(8, 0)
     return torch.from_numpy(drawn["crops"]), torch.from_numpy(drawn["labels"]), noise
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial, num_steps
-from tests.tiny import TINY
+from tests.tiny import TINY, ZOO, of
 
 BASELINE = Trial(
     objective=Objective(name="intensity"),
@@ -33,7 +34,7 @@ def other_optim(**fields) -> Trial:
 
 def test_the_id_is_pinned():
     """A change of this id orphans every study on disk; make one only on purpose."""
-    assert TINY.id == "mae-nano_8-f1-s0-86d0e977"
+    assert TINY.id == "mae-nano_8-f1-s0-6e8c9cc9"
 
 
 def test_the_id_reads_as_what_the_trial_is():
@@ -60,6 +61,11 @@ def test_the_id_reads_as_what_the_trial_is():
         other_optim(betas=(0.9, 0.999)),
         other_optim(warmup_fraction=0.2),
         other_optim(clip_norm=2.0),
+        other_optim(name="lion"),
+        other_optim(precision="bf16"),
+        of("ca_mae"),
+        of("mae", fourier_weight=0.01),
+        of("mae", normalized_targets=True),
     ],
     ids=lambda trial: trial.id,
 )
@@ -72,10 +78,21 @@ def test_the_placement_changes_the_name_but_not_the_hash():
     assert digest(twin) == digest(TINY)
     assert twin.id == f"{TINY.id}-train2"
     assert changed(placement=Placement(threads=4)).id == TINY.id
+    sharded = Placement(launcher="ray_train", workers=2, strategy="fsdp", compiled=True)
+    assert changed(placement=sharded).id == f"{TINY.id}-train2-fsdp-compiled"
+    assert changed(placement=Placement(recompute=True)).id == f"{TINY.id}-recompute"
+
+
+def test_names_show_the_options_that_matter():
+    assert of("mae", fourier_weight=0.01).objective.label == "mae+"
+    assert of("ca_mae", channel_subsets=True).objective.label == "ca_mae~"
+    assert of("mae", fourier_weight=0.01).id.startswith("mae_plus-nano_8-")
+    assert of("ca_mae", channel_subsets=True).id.startswith("ca_mae_subsets-nano_8-")
+    assert len({trial.id for trial in ZOO}) == len(ZOO)
 
 
 def digest(trial: Trial) -> str:
-    return next(part for part in trial.id.split("-") if len(part) == 8 and int(part, 16) >= 0)
+    return next(part for part in trial.id.split("-") if re.fullmatch("[0-9a-f]{8}", part))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +100,7 @@ def digest(trial: Trial) -> str:
     [
         TINY,
         BASELINE,
+        *ZOO[2:],
         other_crops(held_out=("batch1", "batch2/plate1")),
         changed(placement=Placement(launcher="ray_train", workers=4, gpu=True, threads=2)),
     ],
@@ -101,7 +119,10 @@ def test_a_trial_survives_json(trial: Trial):
         (lambda: Crops(size_px=16, passes=-1), "passes is -1"),
         (lambda: Crops(size_px=16, global_batch_size=0), "global_batch_size is 0"),
         (lambda: Crops(size_px=16, tolerated_bad_sites=1.0), "tolerated_bad_sites is 1.0"),
-        (lambda: Objective(name="gan"), "one of wsl, mae, untrained, intensity, oracle"),
+        (
+            lambda: Objective(name="gan"),
+            "one of wsl, munet, mae, ca_mae, untrained, unt",
+        ),
         (lambda: Objective(name="mae", mask_ratio=1.0), "mask_ratio is 1.0"),
         (lambda: Optim(lr=0.0), "lr is 0.0"),
         (lambda: Optim(lr=1.0, warmup_fraction=1.0), "warmup_fraction is 1.0"),
@@ -121,7 +142,22 @@ def test_a_trial_survives_json(trial: Trial):
             lambda: changed(objective=Objective(name="mae", mask_ratio=0.9)),
             "keeps 0 of the 4 patches",
         ),
-        (lambda: changed(backbone="H/14"), "nano/16, nano/8, micro/16"),
+        (lambda: changed(backbone="M/16"), "no backbone 'M/16' for mae.*nano/16, nano/8, micro/16"),
+        (lambda: changed(backbone="MU-net-M"), "no backbone 'MU-net-M' for mae"),
+        (lambda: changed(backbone="H/14"), "16 px do not divide into patches of 14 px"),
+        (lambda: of("munet"), "for munet. Choose one of MU-net-nano, MU-net-M, MU-net-L"),
+        (lambda: of("wsl", "DenseNet-161"), "too small for DenseNet-161.* at least 32"),
+        (
+            lambda: changed(objective=Objective(name="wsl"), backbone="DenseNet-nano"),
+            'Give sampling="plate_wise"',
+        ),
+        (lambda: Objective(name="wsl", fourier_weight=0.01), "an option of munet, mae, ca_mae"),
+        (lambda: Objective(name="mae", fourier_weight=1.0), "fourier_weight is 1.0"),
+        (lambda: Objective(name="munet", normalized_targets=True), "an option of mae, ca_mae"),
+        (lambda: Objective(name="mae", channel_subsets=True), "an option of ca_mae"),
+        (lambda: Optim(lr=1.0, name="sgd"), "one of adamw, lion"),
+        (lambda: Optim(lr=1.0, precision="fp16"), "precision is 'fp16'"),
+        (lambda: Placement(strategy="zero"), "ddp or fsdp"),
         (lambda: other_crops(size_px=20), "multiple of 8"),
         (lambda: other_crops(passes=0), "every other objective on at least one pass"),
         (lambda: dataclasses.replace(BASELINE, backbone="nano/8"), '"none"'),
@@ -147,6 +183,11 @@ def test_a_study_refuses_what_it_cannot_run():
         Study(name="s", question="?", trials=(TINY,), readout="mean")
     with pytest.raises(ValueError, match="balanced_accuracy"):
         Study(name="s", question="?", trials=(TINY,), metric="accuracy")
+    convolutional = of("munet", "MU-net-nano")
+    with pytest.raises(ValueError, match=f"{convolutional.id}.*no read-out class_token"):
+        Study(name="s", question="?", trials=(TINY, convolutional), readout="class_token")
+    with pytest.raises(ValueError, match=f"{TINY.id}.*no read-out per_channel"):
+        Study(name="s", question="?", trials=(TINY, of("ca_mae")), readout="per_channel")
 
 
 def test_steps_are_whole_global_batches():

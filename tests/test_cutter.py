@@ -307,8 +307,9 @@ def reader_of(screen: ScreenIndex, crops: Crops = CROPS) -> SiteReader:
 def test_sites_come_whole_and_in_the_order_of_the_index(screen: ScreenIndex):
     reader = reader_of(screen)
     assert reader.num_sites == 64
-    batches = list(reader.stream(sites_per_batch=24))
-    assert [len(batch["rows"]) for batch in batches] == [24, 24, 16]
+    assert reader.channels == screen.channels
+    assert [row for plate in reader.plates for row in plate] == list(range(64))
+    batches = [reader.read(plate.start, plate.stop) for plate in reader.plates]
     np.testing.assert_array_equal(np.concatenate([b["rows"] for b in batches]), np.arange(64))
     images = np.concatenate([batch["images"] for batch in batches])
     for row, image in enumerate(images):
@@ -342,4 +343,4 @@ def test_sites_of_two_sizes_are_not_embedded_together(tmp_path: Path):
     tifffile.imwrite(tmp_path / rows[3]["paths"][0], pixels(1, height=14), planarconfig="separate")
     screen = build_index(as_table(rows), tmp_path, tmp_path / "index.parquet")
     with pytest.raises(BadSiteError, match="one study embeds sites of one size"):
-        list(reader_of(screen).stream())
+        reader_of(screen).read(0, 8)

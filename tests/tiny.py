@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from phenoscale.config import Crops, Objective, Optim, Trial
+from phenoscale.config import Crops, Objective, Optim, Placement, Trial
 from phenoscale.screens.simulated.planted import ScreenSpec
 from phenoscale.train import Batch, Trained, train
 
-CHANNELS, CLASSES, STEPS = 2, 3, 10
+CHANNELS, CLASSES, STEPS = ("DNA", "Actin"), 3, 10
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
 SCREEN = ScreenSpec(
     num_complexes=8,
@@ -42,6 +42,45 @@ TINY = Trial(
 TINY_WSL = dataclasses.replace(TINY, objective=Objective(name="wsl"))
 
 
+def of(objective: str, backbone: str = "nano/8", *, size_px: int = 16, **options) -> Trial:
+    """Another tiny trial: `options` are those of its `Objective`."""
+    plate_wise = {"sampling": "plate_wise", "crops_per_plate": 4}
+    return dataclasses.replace(
+        TINY,
+        objective=Objective(**{"name": objective, "mask_ratio": 0.5, **options}),
+        backbone=backbone,
+        crops=dataclasses.replace(
+            TINY.crops,
+            size_px=size_px,
+            **(plate_wise if backbone.startswith("DenseNet") else {}),
+        ),
+    )
+
+
+def placed(trial: Trial, precision: str = "fp32", **options) -> Trial:
+    """The trial on two workers; `options` are those of its `Placement`."""
+    return dataclasses.replace(
+        trial,
+        optim=dataclasses.replace(trial.optim, precision=precision),
+        placement=Placement(launcher="ray_train", workers=2, **options),
+    )
+
+
+ZOO = (
+    TINY,
+    TINY_WSL,
+    of("mae", fourier_weight=0.01),
+    of("mae", normalized_targets=True),
+    of("ca_mae"),
+    of("ca_mae", fourier_weight=0.01, normalized_targets=True),
+    of("ca_mae", channel_subsets=True),
+    of("munet", "MU-net-nano"),
+    of("munet", "MU-net-nano", fourier_weight=0.01),
+    of("wsl", "DenseNet-nano"),
+)
+"""One tiny trial of every kind of model and loss."""
+
+
 def tiny_model(trial: Trial):
     """The trial's model for `CHANNELS` channels and `CLASSES` classes."""
     from phenoscale.models.build import build_model
@@ -57,9 +96,9 @@ def tiny_batch(trial: Trial, step: int) -> Batch:
     angle = labels * np.pi / CLASSES
     y, x = np.mgrid[:size, :size]
     along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
-    phase = rng.uniform(0, 2 * np.pi, (count, CHANNELS, 1, 1))
+    phase = rng.uniform(0, 2 * np.pi, (count, len(CHANNELS), 1, 1))
     wave = 60 * np.sin(0.8 * along[:, None] + phase)
-    noise = rng.normal(0, 15, (count, CHANNELS, size, size))
+    noise = rng.normal(0, 15, (count, len(CHANNELS), size, size))
     return {
         "crops": np.clip(128 + wave + noise, 0, 255).astype(np.uint8),
         "turns": np.zeros(count, np.int64),
@@ -99,7 +138,13 @@ def train_tiny(trial: Trial, steps: int = STEPS) -> Trained:
 
 def golden_losses() -> dict[str, list[float]]:
     """The losses that the golden file holds, measured now."""
-    return {trial.objective.name: train_tiny(trial).curve.loss for trial in (TINY, TINY_WSL)}
+    return {name_of(trial): train_tiny(trial).curve.loss for trial in ZOO}
+
+
+def name_of(trial: Trial) -> str:
+    """A readable name, pinned to nothing."""
+    options = "-normalized" * trial.objective.normalized_targets
+    return f"{trial.objective.label}{options} {trial.backbone}"
 
 
 def main() -> None:

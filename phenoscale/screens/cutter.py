@@ -42,7 +42,9 @@ class CropCutter:
     seed: int
     """Seed of the plan."""
     held_out: bool = False
-    """Whether to cut from the held-out plates: one crop of each site, the same for every seed."""
+    """Whether to cut from the held-out plates: one crop of each site, the same for every seed.
+
+    With plate_wise sampling, of as many sites of each plate as make whole units."""
 
     @property
     def plan(self) -> Plan:
@@ -305,15 +307,17 @@ class _Opened:
         crops, seed = cutter.crops, cutter.seed
         if cutter.held_out:
             self.held_out: Rows | None = self.index.held_out_rows(crops.held_out)
-            counts = np.array([len(self.held_out)])
-            crops, seed = _held_out_crops(crops, len(self.held_out)), 0
+            plates = np.array([len(r) for r in self.index.held_out_ranges(crops.held_out)])
+            counts = plates if crops.sampling == "plate_wise" else np.array([len(self.held_out)])
+            crops, seed = _held_out_crops(crops, counts), 0
         else:
             self.held_out = None
             self.subset = Subset.of(self.index, crops.data_fraction, crops.held_out)
             counts = self.subset.counts
         self.starts = np.append(0, np.cumsum(counts))
         self.crops = crops
-        sizes = self.subset.plate_counts() if crops.sampling == "plate_wise" else counts
+        by_plate = crops.sampling == "plate_wise" and not cutter.held_out
+        sizes = self.subset.plate_counts() if by_plate else counts
         self.plan = Plan.of(
             crops,
             fingerprint=self.index.fingerprint,
@@ -387,16 +391,21 @@ class _Opened:
         return np.concatenate(found)
 
 
-def _held_out_crops(crops: Crops, count: int) -> Crops:
-    if not count:
+def _held_out_crops(crops: Crops, counts: np.ndarray) -> Crops:
+    """One pass over held-out sites; `counts` are those of each plate, or of all together."""
+    unit = crops.crops_per_plate if crops.sampling == "plate_wise" else 1
+    units = int(np.sum(counts // unit))
+    if not units:
         raise ValueError(
-            "The trial holds out no site, and its held-out loss needs some. Name plates or "
-            "experimental batches in crops.held_out."
+            "The trial holds out no site, or too few on each plate for a unit of plate_wise, and "
+            "its held-out loss needs some. Name plates or experimental batches in crops.held_out."
         )
     # The largest batch that divides them, so that no site is left over.
-    size = max(n for n in range(1, crops.global_batch_size + 1) if count % n == 0)
+    most = max(1, crops.global_batch_size // unit)
+    size = unit * max(n for n in range(1, most + 1) if units % n == 0)
+    sampling = "plate_wise" if unit > 1 else "shuffled"
     return dataclasses.replace(
-        crops, passes=1, crops_per_read=1, sampling="shuffled", global_batch_size=size
+        crops, passes=1, crops_per_read=1, sampling=sampling, global_batch_size=size
     )
 
 

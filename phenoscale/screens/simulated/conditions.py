@@ -63,13 +63,13 @@ OTHER_LAB = Condition(
     name="other_lab",
     channels=(
         _channel("Brightfield", 1.0, LAMP),
-        _channel("Mito", 1.3, 13.0),
         _channel("RNA", 0.7, 16.0),
+        _channel("Mito", 1.3, 13.0),
         _channel("Golgi", 1.5, 11.0),
         _channel("BrightfieldDefocused", 1.0, LAMP),
-        _channel("AGP", 0.5, 9.0),
-        _channel("DNA", 0.8, 12.0),
         _channel("ER", 1.2, 14.0),
+        _channel("DNA", 0.8, 12.0),
+        _channel("AGP", 0.5, 9.0),
     ),
     blur_px=0.8,
 )
