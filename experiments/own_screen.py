@@ -4,7 +4,8 @@ Command: python -m experiments.own_screen INDEX [--relationships FILE] [--dry-ru
 Expected: nothing yet: that is the question. A masked autoencoder or a classifier that does not beat
 the untrained encoders of its own kind has learnt nothing that the score can see.
 
-Two objectives x two data scales, three untrained initialisations and intensity statistics. Whole
+Objectives (two, unless you name others) x two data scales, three untrained initialisations of each
+kind of encoder and intensity statistics. Whole
 plates are held out, every third one unless you name them. With known relationships (entity1,entity2
 of genes) the score is their recall, for which every experimental batch needs negative controls;
 without, the balanced accuracy of a linear probe that names the perturbation on held-out plates.
@@ -29,15 +30,34 @@ if TYPE_CHECKING:
     from phenoscale.screens.index import ScreenIndex
 
 DATA_FRACTIONS = (1 / 3, 1.0)
-LEARNING_RATE = {"mae": 4e-3, "wsl": 2e-3}
+OBJECTIVES = ("mae", "wsl")
+LEARNING_RATE = {"mae": 4e-3, "ca_mae": 4e-3, "wsl": 2e-3}
 MASK_RATIO = 0.5
 GLOBAL_BATCH = 64
 HELD_OUT_EVERY = 3  # plates in the index's order
 UNTRAINED_SEEDS = (0, 1, 2)
 
 
-def build_study(name: str, crops: Crops, backbone: str, *, recall: bool, seed: int = 0) -> Study:
-    """The grid over a screen; `crops` says which sites and how they are cut."""
+def build_study(
+    name: str,
+    crops: Crops,
+    backbone: str,
+    *,
+    objectives: tuple[str, ...] = OBJECTIVES,
+    recall: bool,
+    every_block: bool = False,
+    seed: int = 0,
+) -> Study:
+    """The grid over a screen; `crops` says which sites and how they are cut.
+
+    Raises:
+        ValueError: for an objective that this experiment has no learning rate for.
+    """
+    if unknown := sorted(set(objectives) - set(LEARNING_RATE)):
+        raise ValueError(
+            f"There are no trials here for {', '.join(unknown)}; choose among "
+            f"{', '.join(LEARNING_RATE)}."
+        )
     trained = [
         grid.trained(
             objective,
@@ -47,16 +67,20 @@ def build_study(name: str, crops: Crops, backbone: str, *, recall: bool, seed: i
             mask_ratio=MASK_RATIO,
             seed=seed,
         )
-        for objective in LEARNING_RATE
+        for objective in objectives
         for fraction in DATA_FRACTIONS
     ]
     blank = dataclasses.replace(crops, passes=0, crops_per_read=1)
-    baselines = [grid.baseline("untrained", backbone, blank, seed=s) for s in UNTRAINED_SEEDS]
+    kinds = sorted({"untrained_ca" if o == "ca_mae" else "untrained" for o in objectives})
+    baselines = [
+        grid.baseline(kind, backbone, blank, seed=s) for kind in kinds for s in UNTRAINED_SEEDS
+    ]
     baselines.append(grid.baseline("intensity", NO_BACKBONE, blank))
     return Study(
         name=name,
         question="Which objective, on how much data, does best on this screen?",
         trials=tuple(trained + baselines),
+        every_block=every_block,
         metric="recall_0.05_0.95" if recall else "balanced_accuracy",
     )
 
@@ -93,6 +117,9 @@ def main(
     relationships: Annotated[
         Path | None, typer.Option(help="entity1,entity2 table of genes that belong together.")
     ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="mae, ca_mae or wsl; repeat for more.")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="A name in the table of backbones.")] = "micro/8",
     crop_px: Annotated[int, typer.Option(help="Side of a crop.")] = 64,
     passes: Annotated[int, typer.Option(help="Visits of every site.")] = 24,
@@ -102,6 +129,9 @@ def main(
     tolerated_bad_sites: Annotated[
         float, typer.Option(help="Share of unreadable sites to go on without.")
     ] = 0.0,
+    every_block: Annotated[
+        bool, typer.Option("--every-block", help="Score each block of the transformers too.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
     storage: grid.Storage = Path("runs"),
     tracking_uri: grid.TrackingUri = None,
@@ -122,7 +152,15 @@ def main(
             held_out=out,
             tolerated_bad_sites=tolerated_bad_sites,
         )
-        study = build_study(name, crops, backbone, recall=relationships is not None, seed=seed)
+        study = build_study(
+            name,
+            crops,
+            backbone,
+            objectives=tuple(objective or OBJECTIVES),
+            recall=relationships is not None,
+            every_block=every_block,
+            seed=seed,
+        )
         size = screen_size(screen, out)
     if dry_run:
         typer.echo("\n".join(bill_text(study, size)))
@@ -139,6 +177,7 @@ def main(
         "name": [name],
         "held-out": [*(held_out or [])],
         "relationships": ["FILE"] if relationships else [],
+        "objective": [*(objective or [])],
         "backbone": [backbone],
         "crop-px": [crop_px],
         "passes": [passes],
@@ -147,6 +186,7 @@ def main(
         "seed": [seed],
     }
     words = [str(w) for key, values in options.items() for v in values for w in (f"--{key}", v)]
+    words += ["--every-block"] * every_block
     command = f"python -m experiments.own_screen INDEX {shlex.join(words)}"
     grid.run(study, files, size, command, tracking_uri, address)
 

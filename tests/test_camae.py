@@ -140,7 +140,7 @@ def test_the_loss_is_that_of_numpy(weight: float, normalized: bool):
 def test_attention_of_all_channels_at_once_is_that_of_each_alone():
     """The papers' code attends from one channel at a time to all; the sums are the same."""
     torch.manual_seed(0)
-    attention = CrossAttention(32)
+    attention = CrossAttention(32, 8)
     x, context = torch.randn(2, 12, 32), torch.randn(2, 12, 32)
     whole = attention(x, context)
     parts = [attention(part, context) for part in x.chunk(3, dim=1)]

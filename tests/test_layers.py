@@ -25,9 +25,12 @@ PLAIN = {
     "config",
     "crops",
     "flops",
+    "gpus",
+    "memory",
     "results",
     "slot",
     "study_files",
+    "zoo",
 }
 ARRAY_SIDE = {"screens", "maps", "compare", "report", "progress"}
 IMPORT = """

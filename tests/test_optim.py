@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -48,6 +49,21 @@ def test_an_update_is_adamws():
     # In the first step the corrected moments are the gradient and its square: a step of lr in its
     # sign.
     expected = before * (1 - 0.2 * 0.3) - 0.2 * torch.sign(weight.weight.grad)
+    torch.testing.assert_close(weight.weight.detach(), expected)
+
+
+def test_an_update_is_lions():
+    """Two steps against the definition, Chen et al. 2023, algorithm 2."""
+    weight = torch.nn.Linear(2, 2, bias=False)
+    expected = weight.weight.detach().clone()
+    optimizer = build_optimizer(weight, dataclasses.replace(OPTIM, name="lion"))
+    moment = torch.zeros(2, 2)
+    for gradient in (torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[-9.0, 1], [1, -1]])):
+        weight.weight.grad = gradient
+        optimizer.step()
+        update = torch.sign(0.8 * moment + 0.2 * gradient)
+        expected = expected * (1 - 0.2 * 0.3) - 0.2 * update
+        moment = 0.9 * moment + 0.1 * gradient
     torch.testing.assert_close(weight.weight.detach(), expected)
 
 

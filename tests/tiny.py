@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+from phenoscale.results import BASELINES
 from phenoscale.screens.simulated.planted import ScreenSpec
 from phenoscale.train import Batch, Trained, train
 
@@ -52,6 +53,7 @@ def of(objective: str, backbone: str = "nano/8", *, size_px: int = 16, **options
         crops=dataclasses.replace(
             TINY.crops,
             size_px=size_px,
+            passes=0 if objective in BASELINES else 1,
             **(plate_wise if backbone.startswith("DenseNet") else {}),
         ),
     )

@@ -21,9 +21,6 @@ from phenoscale.config import Objective
 from phenoscale.models import losses, vit
 from phenoscale.models.readout import check_channels, read_out
 
-_HEADS = 8  # of the cross-attention, as in the papers' public code; fewer where E is small
-
-
 class ChannelAgnosticEncoder(vit.Encoder):
     """The transformer over the patches of any channels."""
 
@@ -66,10 +63,10 @@ class ChannelAgnosticEncoder(vit.Encoder):
 class CrossAttention(nn.Module):
     """Attention of queries to a context, without biases but the last."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         """Builds it for tokens of `width` values."""
         super().__init__()
-        self.heads = _HEADS if width % _HEADS == 0 else 1
+        self.heads = heads
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
@@ -113,7 +110,8 @@ class ChannelAgnosticMAE(nn.Module):
         self.query_norm, self.context_norm, self.mlp_norm = (
             nn.LayerNorm(width, eps=1e-6) for _ in range(3)
         )
-        self.cross_attention = CrossAttention(width)
+        # Half as many heads as the decoder, 8 for the papers' 16, as in their public code.
+        self.cross_attention = CrossAttention(width, decoder.heads // 2)
         self.mlp = Mlp(width, 4 * width)
         self.decoders = nn.ModuleList(vit.decoder_blocks(decoder) for _ in channels)
         self.to_pixels = nn.Linear(width, shape.patch_px**2)
