@@ -121,11 +121,7 @@ def _twins(study: Study, files: StudyFiles, rows: dict[str, ResultsRow]) -> list
         found.append(
             {
                 "trial_ids": [trial.id for trial in twins],
-                "what": ", ".join(
-                    f"{t.placement.workers} worker{'s' * (t.placement.workers > 1)} "
-                    f"{'in place' if t.placement.launcher == 'in_place' else 'under Ray Train'}"
-                    for t in twins
-                ),
+                "what": ", ".join(_place_of(trial) for trial in twins),
                 "max_relative_loss_difference": apart,
                 "bit_identical_rows": all(
                     result_of(r) == result_of(one_worker[0]) for r in one_worker
@@ -144,6 +140,13 @@ def result_of(row: ResultsRow) -> dict[str, Any]:
 
 def _unplaced(trial: Trial) -> Trial:
     return dataclasses.replace(trial, placement=type(trial.placement)())
+
+
+def _place_of(trial: Trial) -> str:
+    place = trial.placement
+    text = f"{place.workers} worker{'s' * (place.workers > 1)} "
+    text += "in place" if place.launcher == "in_place" else "under Ray Train"
+    return text + (f" ({', '.join(place.options)})" if place.options else "")
 
 
 def _losses(directory: Path) -> np.ndarray:

@@ -204,6 +204,16 @@ class Placement:
                 'one CPU worker. Give launcher="ray_train".'
             )
 
+    @property
+    def options(self) -> list[str]:
+        """Names of what is not the plain way."""
+        on = {
+            "fsdp": self.strategy == "fsdp",
+            "compiled": self.compiled,
+            "recompute": self.recompute,
+        }
+        return [name for name, is_on in on.items() if is_on]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -299,15 +309,7 @@ class Trial:
         name += [f"s{self.seed}", digest]
         if placement["launcher"] == "ray_train":
             name.append(f"train{self.placement.workers}")
-        name += [
-            option
-            for option, on in (
-                ("fsdp", self.placement.strategy == "fsdp"),
-                ("compiled", self.placement.compiled),
-                ("recompute", self.placement.recompute),
-            )
-            if on
-        ]
+        name += self.placement.options
         return "-".join(name)
 
     def as_dict(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def cell(objective, place=None, lr=3e-3, fraction=1.0):
 MAE, WSL = cell("mae"), cell("wsl", fraction=0.5)
 ONE = cell("mae", Placement(launcher="ray_train"))
 TWO = cell("mae", Placement(launcher="ray_train", workers=2))
+SHARDED = cell("mae", Placement(launcher="ray_train", workers=2, strategy="fsdp", recompute=True))
 DIVERGING = cell("mae", lr=1e30)
 BASELINES = (
     grid.baseline("untrained", "nano/8", BLANK),
@@ -41,7 +42,7 @@ BASELINES = (
 STUDY = Study(
     name="small",
     question="Does all of it run?",
-    trials=(MAE, WSL, TWO, ONE, DIVERGING, *BASELINES),
+    trials=(MAE, WSL, TWO, SHARDED, ONE, DIVERGING, *BASELINES),
     bootstrap_rounds=100,
 )
 SIZE = ScreenSize(wells=108, sites_per_well=2, total_sites=288, channels=6, classes=33, site_px=64)
@@ -100,9 +101,11 @@ def test_in_place_and_one_ray_train_worker_give_the_same_row_bit_for_bit(first, 
 
 
 def test_two_workers_give_the_losses_of_one(first, files):
-    np.testing.assert_allclose(losses(files, TWO), losses(files, MAE), rtol=1e-5)
+    for trial in (TWO, SHARDED):
+        np.testing.assert_allclose(losses(files, trial), losses(files, MAE), rtol=1e-5)
     twins = json.loads((files.study_dir / "comparisons.json").read_text())["twins"]
-    assert [set(t["trial_ids"]) for t in twins] == [{MAE.id, ONE.id, TWO.id}]
+    assert [set(t["trial_ids"]) for t in twins] == [{MAE.id, ONE.id, TWO.id, SHARDED.id}]
+    assert "2 workers under Ray Train (fsdp, recompute)" in twins[0]["what"]
     assert twins[0]["bit_identical_rows"] is True
     assert 0 < twins[0]["max_relative_loss_difference"] <= 1e-5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -202,3 +203,69 @@ def test_the_model_takes_what_the_stream_gives(encoder: Encoder):
     assert crops.dtype == torch.uint8
     tokens = encoder(patchify(standardize(crops), 8))
     assert tokens.shape == (8, 1 + 4, 32) and tokens.dtype == torch.float32
+
+
+def dropping(rate: float, depth: int = 4) -> Encoder:
+    """An encoder of that many blocks whose last one a share of the crops skips."""
+    shape = dataclasses.replace(vision_transformer("nano/8"), drop_path=rate, depth=depth)
+    torch.manual_seed(0)
+    return Encoder(shape, channels=CHANNELS, size_px=16)
+
+
+def test_a_crop_skips_the_blocks_that_its_draws_say():
+    """Rates rise in equal steps (0, .2, .4, .6); what is not skipped counts for more."""
+    encoder = dropping(0.6).train()
+    patches = encoder.patches(crops_of())
+    draws = torch.tensor([[0.0, 0.19, 0.39, 0.59], [0.9, 0.9, 0.9, 0.9], [0.0, 0.21, 0.39, 0.61]])
+    with torch.no_grad():
+        tokens = encoder(patches, draws=draws)
+        for crop, used in enumerate(([0], [0, 1, 2, 3], [0, 1, 3])):
+            x = encoder._begin(patches[crop : crop + 1])
+            for number in used:
+                x = x + (encoder.blocks[number](x) - x) / (1 - 0.2 * number)
+            torch.testing.assert_close(
+                tokens[crop : crop + 1], encoder.norm(x), atol=1e-5, rtol=1e-4
+            )
+
+
+def test_nothing_is_skipped_outside_training_or_without_drop_path():
+    patches = patchify(standardize(crops_of()), 8)
+    dropped, plain = dropping(0.6), dropping(0.0)
+    plain.load_state_dict(dropped.state_dict())
+    assert (dropped.draws, plain.draws) == (4, 0)
+    with torch.no_grad():
+        assert torch.equal(dropped.eval()(patches), plain.train()(patches))
+
+
+def test_papers_sizes_have_the_papers_drop_path():
+    """Kraus et al. 2023, public code: 0.1 for S and B, 0.3 for L, in equal steps from 0."""
+    with torch.device("meta"):
+        for name, last in (("S/16", 0.1), ("B/8", 0.1), ("L/16", 0.3)):
+            shape = vision_transformer(name)
+            encoder = Encoder(shape, channels=CHANNELS, size_px=16)
+            assert encoder.draws == shape.depth and shape.drop_path == last
+
+
+def test_blocks_are_read_as_encoders_cut_off_there():
+    encoder = dropping(0.0).eval()
+    crops = crops_of()
+    with torch.no_grad():
+        read = encoder.read(crops, CHANNELS, every_block=True)
+        for count in range(1, 5):
+            cut = dropping(0.0, depth=count).eval()
+            cut.load_state_dict(encoder.state_dict(), strict=False)
+            expected = cut(cut.patches(crops))[:, 1:].mean(dim=1)
+            torch.testing.assert_close(read[f"block_{count}"], expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(read["block_4"], read["patch_mean"])
+
+
+def test_channels_go_by_name(encoder: Encoder):
+    crops = crops_of()
+    with torch.no_grad():
+        read = encoder.read(crops, CHANNELS)
+        turned = encoder.read(crops.flip(1), CHANNELS[::-1])
+    assert all(torch.equal(read[name], turned[name]) for name in read)
+    with pytest.raises(ValueError, match="takes exactly DNA, Actin, in any order"):
+        encoder.read(crops, ("DNA", "Tubulin"))
+    with pytest.raises(ValueError, match="2 channel names, DNA, DNA, for crops of 2"):
+        encoder.read(crops, ("DNA", "DNA"))
