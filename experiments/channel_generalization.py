@@ -164,7 +164,7 @@ def score_all(study: Study, files: StudyFiles, there: StudyFiles, stains: tuple[
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
 
-    from phenoscale.export import export_encoder
+    from phenoscale.export_trial import export_encoder
     from phenoscale.results import write_json
     from phenoscale.terminal import progress_bar
     from phenoscale.transfer import TRANSFER_FILE, score_transfer, transfer_difference

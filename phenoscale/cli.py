@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from phenoscale import cli_models
 from phenoscale.cli_index import index_app
 from phenoscale.terminal import clear_errors, progress_bar
 
@@ -201,6 +202,10 @@ def train(
         typer.echo(f"{fitted.train_s:.1f} s, checkpoint {fitted.checkpoint}")
 
 
+app.command()(cli_models.export)
+app.command()(cli_models.embed)
+
+
 @app.command()
 def results(
     study_dir: StudyDir,
@@ -246,6 +251,21 @@ def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
             typer.echo(f"{sync_study(study_dir, tracking_uri)} trials mirrored")
         except MirrorError as error:
             raise OSError(str(error)) from error
+
+
+@app.command()
+def models(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON list instead of a table.")
+    ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table of docs/models.md.")
+    ] = False,
+) -> None:
+    """Print the model zoo: parameters, FLOPs, memory and GPUs of every system."""
+    from phenoscale import zoo
+
+    typer.echo(zoo.as_json() if as_json else zoo.markdown() if as_markdown else zoo.table())
 
 
 @app.command()

@@ -243,9 +243,11 @@ class Trial:
                 f"objective {self.objective.name} with passes={self.crops.passes}: a baseline "
                 "trains on nothing (passes=0), every other objective on at least one pass."
             )
-        if self.crops.global_batch_size % self.placement.workers:
+        unit = self.crops.crops_per_plate if self.crops.sampling == "plate_wise" else 1
+        if self.crops.global_batch_size % (self.placement.workers * unit):
+            of = f"in units of {unit} crops of a plate " if unit > 1 else ""
             raise ValueError(
-                f"global_batch_size={self.crops.global_batch_size} does not divide among "
+                f"global_batch_size={self.crops.global_batch_size} does not divide {of}among "
                 f"{self.placement.workers} workers; give a multiple."
             )
 
@@ -263,10 +265,12 @@ class Trial:
                     f"Crops of {size_px} px are too small for {self.backbone}, which halves them "
                     f"until nothing is left. Give size_px of at least {shape.smallest_px}."
                 )
-            if not self.is_baseline and self.crops.sampling != "plate_wise":
+            plate_wise = self.crops.sampling == "plate_wise" and self.crops.crops_per_plate > 1
+            if not self.is_baseline and not plate_wise:
                 raise ValueError(
-                    f"{self.backbone} takes its batch norm's statistics plate by plate, and "
-                    f'sampling is {self.crops.sampling!r}. Give sampling="plate_wise".'
+                    f"{self.backbone} takes its batch norm's statistics from the crops of a plate; "
+                    f"sampling is {self.crops.sampling!r} with {self.crops.crops_per_plate} crops "
+                    'per plate. Give sampling="plate_wise" and crops_per_plate of 2 or more.'
                 )
         patches = (size_px // shape.patch_px) ** 2
         kept = round(patches * (1 - self.objective.mask_ratio))

@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from phenoscale.models.build import AnyEncoder
-from phenoscale.models.densenet import DenseNetEncoder
-
-ADAPTING_TILES = 64
-"""Tiles of a plate, at most, that an encoder with adaptive batch norm takes its statistics from."""
+from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder
 
 
 @torch.inference_mode()
@@ -56,7 +53,7 @@ def adapt_to_plate(
 
     Args:
         encoder: in evaluation mode.
-        images: (S, C, H, W) uint8 sites of one plate; `ADAPTING_TILES` tiles, evenly spread over
+        images: (S, C, H, W) uint8 sites of one plate; `ADAPTING_CROPS` tiles, evenly spread over
             them, are used.
         size_px: side of the tiles.
         channels: names of the images' channels.
@@ -64,7 +61,7 @@ def adapt_to_plate(
     if not isinstance(encoder, DenseNetEncoder):
         return
     crops = tile(torch.from_numpy(images).to(device_of(encoder)), size_px)
-    count = min(ADAPTING_TILES, len(crops))
+    count = min(ADAPTING_CROPS, len(crops))
     encoder.adapt(crops[torch.arange(count) * len(crops) // count], channels)
 
 

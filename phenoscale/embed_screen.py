@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from phenoscale.embed import ADAPTING_TILES, adapt_to_plate, embed_sites
+from phenoscale.embed import adapt_to_plate, embed_sites
 from phenoscale.maps.intensity import intensity_statistics
 from phenoscale.models.build import AnyEncoder
-from phenoscale.models.densenet import DenseNetEncoder
+from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder
 from phenoscale.screens.cutter import SiteReader
 
 _SITES_AT_ONCE = 2
@@ -97,7 +97,7 @@ def _adapt(
     picked: list[int] | None,
 ) -> None:
     """Gives the encoder the statistics of a plate, from readable sites evenly spread over it."""
-    count = min(ADAPTING_TILES // 2, len(plate))
+    count = min(ADAPTING_CROPS // 2, len(plate))
     rows = [plate[i * len(plate) // count] for i in range(count)]
     batches = [reader.read(row, row + 1) for row in rows]
     images = [batch["images"] for batch in batches if batch["bad"][0] < 0]

@@ -149,7 +149,14 @@ def test_a_trial_survives_json(trial: Trial):
         (lambda: of("wsl", "DenseNet-161"), "too small for DenseNet-161.* at least 32"),
         (
             lambda: changed(objective=Objective(name="wsl"), backbone="DenseNet-nano"),
-            'Give sampling="plate_wise"',
+            'Give sampling="plate_wise" and crops_per_plate of 2 or more',
+        ),
+        (
+            lambda: dataclasses.replace(
+                of("wsl", "DenseNet-nano"),
+                placement=Placement(launcher="ray_train", workers=4),
+            ),
+            "batch_size=8 does not divide in units of 4 crops of a plate among 4 workers",
         ),
         (lambda: Objective(name="wsl", fourier_weight=0.01), "an option of munet, mae, ca_mae"),
         (lambda: Objective(name="mae", fourier_weight=1.0), "fourier_weight is 1.0"),

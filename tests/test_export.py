@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 
 from phenoscale import backbones, checkpoint
 from phenoscale.cli import app
-from phenoscale.cli_models import export_trial
 from phenoscale.config import Trial
-from phenoscale.embed import ADAPTING_TILES, adapt_to_plate, embed_sites
-from phenoscale.export import ADAPTING_CROPS, GRAPH_FILE, ONNX_FILE, load_encoder, to_timm
+from phenoscale.embed import adapt_to_plate, embed_sites
+from phenoscale.export import load_encoder
+from phenoscale.export_graph import GRAPH_FILE, ONNX_FILE, to_timm
+from phenoscale.export_trial import export_encoder
 from phenoscale.models.build import AnyEncoder, build_encoder, build_model
+from phenoscale.models.densenet import ADAPTING_CROPS
 from phenoscale.models.vit import standardize
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import IMAGE_COLUMNS
@@ -87,7 +89,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     def get(kind: str) -> tuple[AnyEncoder, Path]:
         if kind not in made:
             encoder = make_trial(folder / f"{kind}-trial", KINDS[kind])
-            export_trial(folder / f"{kind}-trial", folder / kind)
+            export_encoder(folder / f"{kind}-trial", folder / kind)
             made[kind] = encoder, folder / kind
         return made[kind]
 
@@ -155,7 +157,6 @@ def test_batches_change_nothing(exported, kind: str):
 def test_statistics_of_a_plate_are_those_of_a_study(exported):
     """As `embed.adapt_to_plate` takes them from sites that are one tile large."""
     encoder, folder = exported("densenet")
-    assert ADAPTING_CROPS == ADAPTING_TILES
     crops = crops_of(100)
     adapt_to_plate(encoder, crops, 16, CHANNELS)
     expected = embed_sites(encoder, crops, 16, CHANNELS)
@@ -271,7 +272,7 @@ np.save(sys.argv[3], [one, two])
 
 def test_torch_suffices_for_graphs_and_with_timm_and_safetensors_for_all(tmp_path: Path):
     make_trial(tmp_path / "trial", TINY)
-    export_trial(tmp_path / "trial", tmp_path / "out", graphs=[GRAPH_FILE])
+    export_encoder(tmp_path / "trial", tmp_path / "out", graphs=[GRAPH_FILE])
     np.save(tmp_path / "crops.npy", crops_of())
     files = [tmp_path / name for name in ("out", "crops.npy", "got.npy")]
     command = [sys.executable, "-c", ALONE, *map(str, files)]
@@ -289,7 +290,9 @@ def test_torch_suffices_for_graphs_and_with_timm_and_safetensors_for_all(tmp_pat
 )
 def test_a_graph_gives_the_same_for_any_number_of_crops(kind: str, readout: str, tmp_path: Path):
     make_trial(tmp_path / "trial", KINDS[kind])
-    facts = export_trial(tmp_path / "trial", tmp_path / "out", readout=readout, graphs=[GRAPH_FILE])
+    facts = export_encoder(
+        tmp_path / "trial", tmp_path / "out", readout=readout, graphs=[GRAPH_FILE]
+    )
     assert facts.graphs.keys() == {GRAPH_FILE} and facts.graphs[GRAPH_FILE] < 1e-6
     loaded = load_encoder(tmp_path / "out")
     assert loaded.facts.graphs == facts.graphs and loaded.facts.readout == readout
@@ -309,7 +312,7 @@ def test_onnx(kind: str, tmp_path: Path):
     import onnxruntime
 
     make_trial(tmp_path / "trial", KINDS[kind])
-    facts = export_trial(tmp_path / "trial", tmp_path / "out", graphs=[GRAPH_FILE, ONNX_FILE])
+    facts = export_encoder(tmp_path / "trial", tmp_path / "out", graphs=[GRAPH_FILE, ONNX_FILE])
     assert max(facts.graphs.values()) < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "out" / ONNX_FILE)
     (got,) = session.run(["embedding"], {"crops": crops_of()})
@@ -321,7 +324,7 @@ def test_onnx_asks_for_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make_trial(tmp_path / "trial", TINY)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx, onnxscript, onnxruntime.*phenoscale\[onnx\]"):
-        export_trial(tmp_path / "trial", tmp_path / "out", graphs=[ONNX_FILE])
+        export_encoder(tmp_path / "trial", tmp_path / "out", graphs=[ONNX_FILE])
     assert [path.name for path in tmp_path.iterdir()] == ["trial"]
 
 
@@ -395,13 +398,13 @@ def test_what_cannot_be_exported_is_one_clear_line(exported, tmp_path: Path):
 
 def test_the_card_says_what_is_known(tmp_path: Path):
     make_trial(tmp_path / "trial", TINY)
-    export_trial(tmp_path / "trial", tmp_path / "unscored")
+    export_encoder(tmp_path / "trial", tmp_path / "unscored")
     card = (tmp_path / "unscored" / "README.md").read_text()
     assert "Not scored" in card and "| crops seen | 24, in 3 updates |" in card
     assert "encoder.embed(crops, channels=['DNA', 'Actin'])" in card and "f" * 64 in card
     assert "Not for clinical use" in card and "licence" in card and "statistics of" not in card
     make_row(readout="class_token").write(tmp_path / "trial")
-    facts = export_trial(tmp_path / "trial", tmp_path / "scored")
+    facts = export_encoder(tmp_path / "trial", tmp_path / "scored")
     assert facts.readout == "class_token"
     card = (tmp_path / "scored" / "README.md").read_text()
     assert "**0.457** [0.356, 0.555]" in card and "| patch_sd | 0.483 |" in card
@@ -450,7 +453,7 @@ def test_channels_of_a_screen_are_chosen_by_name(tiny_screen: Path, tmp_path: Pa
     pair = (names[4], names[1])
     for name, trial in (("plain", TINY), ("agnostic", of("ca_mae"))):
         make_trial(tmp_path / f"{name}-trial", trial, pair)
-        export_trial(tmp_path / f"{name}-trial", tmp_path / name)
+        export_encoder(tmp_path / f"{name}-trial", tmp_path / name)
     own = tmp_path / "own.parquet"
     assert invoke("embed", tmp_path / "plain", path, "--out", own).exit_code == 0
     asked = [word for name in pair[::-1] for word in ("--channels", name)]
@@ -470,7 +473,7 @@ def test_channels_of_a_screen_are_chosen_by_name(tiny_screen: Path, tmp_path: Pa
     line = refused(invoke("embed", tmp_path / "plain", path, "--out", own, "--channels", names[0]))
     assert "takes exactly" in line
     make_trial(tmp_path / "other-trial", TINY, ("DNA", "a stain of its own"))
-    export_trial(tmp_path / "other-trial", tmp_path / "other")
+    export_encoder(tmp_path / "other-trial", tmp_path / "other")
     line = refused(invoke("embed", tmp_path / "other", path, "--out", tmp_path / "none.parquet"))
     assert "no channel" in line and "a stain of its own" in line
     assert not (tmp_path / "none.parquet").exists()

@@ -21,6 +21,7 @@ from phenoscale.config import Objective
 from phenoscale.models import losses, vit
 from phenoscale.models.readout import check_channels, read_out
 
+
 class ChannelAgnosticEncoder(vit.Encoder):
     """The transformer over the patches of any channels."""
 

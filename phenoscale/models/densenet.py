@@ -24,6 +24,9 @@ from phenoscale.backbones import DenseNet
 from phenoscale.models import vit
 from phenoscale.models.readout import choose, read_out
 
+ADAPTING_CROPS = 64
+"""Crops of a plate, at most, that its statistics are taken from."""
+
 
 class PlateNorm(BatchNormAct2d):
     """Batch norm over groups of crops, or by statistics that were taken before."""
