@@ -36,6 +36,8 @@ class Transfer:
     """Folder of an exported encoder; None for intensity statistics."""
     channels: tuple[str, ...] | None = None
     """Names of the screen's channels that it sees; None for all."""
+    readout: str | None = None
+    """The read-out that is scored with an interval; by default the encoder's own."""
 
 
 def score_transfer(
@@ -69,7 +71,7 @@ def score_transfer(
     reader = SiteReader(index_path=str(files.index), crops=Crops(size_px=size_px))
     encoder = loaded.encoder if loaded else None
     embeddings, _ = embed_screen(reader, encoder, size_px, tell, channels=case.channels)
-    readout = loaded.facts.readout if loaded else "statistics"
+    readout = case.readout or (loaded.facts.readout if loaded else "statistics")
     metadata = ScreenIndex.open(files.index).metadata()
     pairs = load_relationships(files.relationships)
     score, table = score_recall(embeddings, metadata, pairs, readout=readout, rounds=rounds)

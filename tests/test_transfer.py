@@ -41,17 +41,16 @@ def test_on_its_own_screen_an_encoder_scores_as_its_trial(row: ResultsRow, files
     export_encoder(files.trial_dir(TRIAL), folder)
     there = dataclasses.replace(files, study_dir=files.study_dir / "there")
     found = score_transfer(Transfer(name="all", encoder=folder), there, ROUNDS)
-    assert (found["recall"], found["low"], found["high"]) == (
-        row.score,
-        row.score_low,
-        row.score_high,
-    )
+    interval = [found[end] for end in ("recall", "low", "high")]
+    assert interval == [row.score, row.score_low, row.score_high]
     assert found["by_readout"] == row.score_by_readout
     assert len(found["channels"]) == 6
 
     some = Transfer(name="some", encoder=folder, channels=("Mito", "DNA"))
     fewer = score_transfer(some, there, ROUNDS)
     assert fewer["channels"] == ["Mito", "DNA"] and fewer["recall"] != found["recall"]
+    by_channel = dataclasses.replace(some, name="by channel", readout="per_channel")
+    assert score_transfer(by_channel, there, ROUNDS)["recall"] == fewer["by_readout"]["per_channel"]
     difference = transfer_difference("all", ["some"], there, ROUNDS)
     assert difference["value"] == pytest.approx(found["recall"] - fewer["recall"])
     assert difference["low"] <= difference["value"] <= difference["high"]
