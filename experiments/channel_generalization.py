@@ -26,8 +26,7 @@ import typer
 
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
-from phenoscale.bill import ScreenSize, bill_text
-from phenoscale.config import Crops, Objective, Optim, Study, Trial
+from phenoscale.config import Objective, Optim, Study, Trial
 
 if TYPE_CHECKING:
     from phenoscale.screens.simulated.planted import ScreenSpec
@@ -42,9 +41,6 @@ OBJECTIVES = (
 )
 PASSES = 16  # of every objective, so that all see the same crops; a step of ca_mae costs six
 LEARNING_RATE = 8e-3
-CROP_PX = 64
-GLOBAL_BATCH = 64
-HELD_OUT = ("batch3/plate2",)
 UNTRAINED = (("untrained", 0), ("untrained", 1), ("untrained_ca", 0), ("untrained_ca", 1))
 OTHER_SEED = 1000  # added to the seed for the screen of the other laboratory
 OTHER_SITES_PER_WELL = 1  # eight channels take time; the wells are as many
@@ -53,7 +49,7 @@ ROUNDS = 1000
 
 def build_study(seed: int = 0) -> Study:
     """The grid on the screen of one seed."""
-    crops = Crops(size_px=CROP_PX, passes=0, global_batch_size=GLOBAL_BATCH, held_out=HELD_OUT)
+    crops = grid.SIMULATED
     seen = dataclasses.replace(crops, passes=PASSES, crops_per_read=4)
     trained = [
         Trial(
@@ -112,59 +108,31 @@ def main(
     dry_run: grid.DryRun = False,
 ) -> None:
     """Trains on one screen, embeds another, and compares what is recalled there."""
-    from phenoscale.screens.simulated.planted import ScreenSpec
-
-    spec, study = ScreenSpec(seed=seed), build_study(seed)
-    plates = spec.experimental_batches * spec.plates_per_batch
-    size = ScreenSize(
-        wells=spec.num_wells - len(HELD_OUT) * spec.num_wells // plates,
-        sites_per_well=spec.sites_per_well,
-        total_sites=spec.num_sites,
-        channels=len(spec.channels),
-        classes=spec.num_genes + 1,
-        site_px=spec.size_px,
-    )
+    study = build_study(seed)
     if dry_run:
-        typer.echo("\n".join(bill_text(study, size)))
+        typer.echo(grid.simulated_bill(study, seed))
         return
+    command = f"python -m experiments.channel_generalization --seed {seed}"
+    if code := grid.run_simulated(study, seed, storage, command, tracking_uri, address):
+        raise typer.Exit(code)
 
     from rich.console import Console
 
-    from phenoscale.on_ray.study import run_study
+    from phenoscale.screens.simulated.cells import CHANNELS
     from phenoscale.screens.simulated.prepare import simulated_screen
     from phenoscale.study_files import StudyFiles
 
-    console, screens = Console(), storage.resolve() / "screens"
-    screen = simulated_screen(spec, screens / f"simulated-seed{seed}", console)
-    files = StudyFiles(
-        study_dir=storage.resolve() / study.name,
-        index=screen / "index.parquet",
-        relationships=screen / "relationships.csv",
-        latents=screen / "latents.parquet",
-    )
-    command = f"python -m experiments.channel_generalization --seed {seed}"
-    code = run_study(
-        study,
-        files,
-        size,
-        command=command,
-        console=console,
-        facts={"seed": seed},
-        tracking_uri=tracking_uri,
-        address=address,
-    )
-    if code:
-        raise typer.Exit(code)
-    other = simulated_screen(other_screen(seed), screens / f"other-lab-seed{seed}", console)
+    screens, study_dir = storage.resolve() / "screens", storage.resolve() / study.name
+    other = simulated_screen(other_screen(seed), screens / f"other-lab-seed{seed}", Console())
     there = StudyFiles(
-        study_dir=files.study_dir / "transfer",
+        study_dir=study_dir / "transfer",
         index=other / "index.parquet",
         relationships=other / "relationships.csv",
     )
-    score_all(study, files, there, spec.channels)
+    score_all(study, study_dir, there, CHANNELS)
 
 
-def score_all(study: Study, files: StudyFiles, there: StudyFiles, stains: tuple[str, ...]) -> None:
+def score_all(study: Study, study_dir: Path, there: StudyFiles, stains: tuple[str, ...]) -> None:
     """Exports the encoders, scores them on the other screen, and prints what came out."""
     import os
     from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -175,10 +143,10 @@ def score_all(study: Study, files: StudyFiles, there: StudyFiles, stains: tuple[
     from phenoscale.terminal import progress_bar
     from phenoscale.transfer import TRANSFER_FILE, score_transfer, transfer_difference
 
-    encoders = files.study_dir / "encoders"
+    encoders = study_dir / "encoders"
     for trial in study.trials:
         if trial.backbone != NO_BACKBONE and not (encoders / trial.id).exists():
-            export_encoder(files.trial_dir(trial), encoders / trial.id)
+            export_encoder(study_dir / "trials" / trial.id, encoders / trial.id)
     cases = transfers(study, encoders, stains)
     typer.echo(f"the other laboratory's screen: {len(cases)} embeddings")
     rows = {}

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from phenoscale.bill import ScreenSize
+from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial
 
 if TYPE_CHECKING:
+    from phenoscale.screens.index import ScreenIndex
+    from phenoscale.screens.simulated.planted import ScreenSpec
     from phenoscale.study_files import StudyFiles
+
+# Of the simulated screen, without training: crops are two cells wide, and patches of 8 px finer
+# than an organelle.
+SIMULATED = Crops(size_px=64, passes=0, global_batch_size=64, held_out=("batch3/plate2",))
 
 Storage = Annotated[Path, typer.Option(help="Folder for screens and studies.")]
 TrackingUri = Annotated[
@@ -55,6 +61,76 @@ def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> T
     )
 
 
+def screen_size(index: ScreenIndex, held_out: tuple[str, ...]) -> ScreenSize:
+    """Counts of an indexed screen, for the bill."""
+    from phenoscale.screens.subset import Subset
+
+    sites = index.sites(0)
+    training = Subset.of(index, held_out=held_out)
+    wells = training.num_wells()
+    return ScreenSize(
+        wells=wells,
+        sites_per_well=len(training) / wells,
+        total_sites=index.num_sites,
+        channels=len(index.channels),
+        classes=index.num_classes,
+        site_px=int(min(sites.height_px.min(), sites.width_px.min())),
+    )
+
+
+def simulated_size(spec: ScreenSpec) -> ScreenSize:
+    """Counts of a simulated screen of which `SIMULATED` holds plates out."""
+    plates = spec.experimental_batches * spec.plates_per_batch
+    return ScreenSize(
+        wells=spec.num_wells - len(SIMULATED.held_out) * spec.num_wells // plates,
+        sites_per_well=spec.sites_per_well,
+        total_sites=spec.num_sites,
+        channels=len(spec.channels),
+        classes=spec.num_genes + 1,
+        site_px=spec.size_px,
+    )
+
+
+def run_simulated(
+    study: Study,
+    seed: int,
+    storage: Path,
+    command: str,
+    tracking_uri: str | None,
+    address: str | None,
+) -> int:
+    """Simulates the screen of a seed, or finds it in `storage`, and runs a study on it.
+
+    Returns:
+        Its exit code.
+    """
+    from rich.console import Console
+
+    from phenoscale.screens.simulated.planted import ScreenSpec
+    from phenoscale.screens.simulated.prepare import simulated_screen
+    from phenoscale.study_files import StudyFiles
+
+    spec = ScreenSpec(seed=seed)
+    screen = simulated_screen(
+        spec, storage.resolve() / "screens" / f"simulated-seed{seed}", Console()
+    )
+    files = StudyFiles(
+        study_dir=storage.resolve() / study.name,
+        index=screen / "index.parquet",
+        relationships=screen / "relationships.csv",
+        latents=screen / "latents.parquet",
+    )
+    size, facts = simulated_size(spec), {"seed": seed}
+    return run_to_end(study, files, size, command, tracking_uri, address, facts)
+
+
+def simulated_bill(study: Study, seed: int) -> str:
+    """What a study on the simulated screen of a seed costs."""
+    from phenoscale.screens.simulated.planted import ScreenSpec
+
+    return "\n".join(bill_text(study, simulated_size(ScreenSpec(seed=seed))))
+
+
 def run(
     study: Study,
     files: StudyFiles,
@@ -65,11 +141,24 @@ def run(
     facts: dict[str, Any] | None = None,
 ) -> NoReturn:
     """Runs a study in this terminal and exits with its code; `facts` go into its report."""
+    raise typer.Exit(run_to_end(study, files, size, command, tracking_uri, address, facts))
+
+
+def run_to_end(
+    study: Study,
+    files: StudyFiles,
+    size: ScreenSize,
+    command: str,
+    tracking_uri: str | None,
+    address: str | None,
+    facts: dict[str, Any] | None = None,
+) -> int:
+    """As `run`, but returns the code: for a command of several studies."""
     from rich.console import Console
 
     from phenoscale.on_ray.study import run_study
 
-    code = run_study(
+    return run_study(
         study,
         files,
         size,
@@ -79,4 +168,3 @@ def run(
         address=address,
         facts=facts,
     )
-    raise typer.Exit(code)

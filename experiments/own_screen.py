@@ -22,7 +22,7 @@ import typer
 
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
-from phenoscale.bill import ScreenSize, bill_text
+from phenoscale.bill import bill_text
 from phenoscale.config import Crops, Study
 from phenoscale.terminal import clear_errors
 
@@ -91,23 +91,6 @@ def held_out_plates(index: ScreenIndex) -> tuple[str, ...]:
     return tuple(names.iloc[::HELD_OUT_EVERY])
 
 
-def screen_size(index: ScreenIndex, held_out: tuple[str, ...]) -> ScreenSize:
-    """Counts of the screen, for the bill."""
-    from phenoscale.screens.subset import Subset
-
-    sites = index.sites(0)
-    training = Subset.of(index, held_out=held_out)
-    wells = training.num_wells()
-    return ScreenSize(
-        wells=wells,
-        sites_per_well=len(training) / wells,
-        total_sites=index.num_sites,
-        channels=len(index.channels),
-        classes=index.num_classes,
-        site_px=int(min(sites.height_px.min(), sites.width_px.min())),
-    )
-
-
 def main(
     index: Annotated[Path, typer.Argument(help="Index of the screen.")],
     name: Annotated[str, typer.Option(help="Name of the study.")] = "own-screen",
@@ -161,7 +144,7 @@ def main(
             every_block=every_block,
             seed=seed,
         )
-        size = screen_size(screen, out)
+        size = grid.screen_size(screen, out)
     if dry_run:
         typer.echo("\n".join(bill_text(study, size)))
         return

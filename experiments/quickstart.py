@@ -21,8 +21,7 @@ import typer
 
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
-from phenoscale.bill import ScreenSize, bill_text
-from phenoscale.config import Crops, Placement, Study, Trial
+from phenoscale.config import Placement, Study, Trial
 
 BACKBONES = ("pico/8", "nano/8")
 DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
@@ -30,16 +29,13 @@ PASSES = {"mae": 40, "wsl": 24}  # about equal time: a classifier's step encodes
 CROPS_PER_READ = 4
 MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
 LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
-CROP_PX = 64  # two cells wide, and patches finer than an organelle
-GLOBAL_BATCH = 64
-HELD_OUT = ("batch3/plate2",)
 UNTRAINED_SEEDS = (0, 1, 2)
 TWIN_WORKERS = (2, 1)  # of the smallest trial under Ray Train, beside its run in place
 
 
 def build_study(seed: int = 0) -> Study:
     """The grid for the screen of one seed."""
-    crops = Crops(size_px=CROP_PX, passes=0, global_batch_size=GLOBAL_BATCH, held_out=HELD_OUT)
+    crops = grid.SIMULATED
 
     def trained(
         objective: str, name: str, fraction: float, place: Placement | None = None
@@ -88,38 +84,12 @@ def main(
     dry_run: grid.DryRun = False,
 ) -> None:
     """Simulates a screen, runs the study on it and writes its report."""
-    from phenoscale.screens.simulated.planted import ScreenSpec
-
-    spec, study = ScreenSpec(seed=seed), build_study(seed)
-    plates = spec.experimental_batches * spec.plates_per_batch
-    wells = spec.num_wells - len(HELD_OUT) * spec.num_wells // plates
-    size = ScreenSize(
-        wells=wells,
-        sites_per_well=spec.sites_per_well,
-        total_sites=spec.num_sites,
-        channels=6,
-        classes=spec.num_genes + 1,
-        site_px=spec.size_px,
-    )
+    study = build_study(seed)
     if dry_run:
-        typer.echo("\n".join(bill_text(study, size)))
+        typer.echo(grid.simulated_bill(study, seed))
         return
-
-    from rich.console import Console
-
-    from phenoscale.screens.simulated.prepare import simulated_screen
-    from phenoscale.study_files import StudyFiles
-
-    folder = storage.resolve() / "screens" / f"simulated-seed{seed}"
-    screen = simulated_screen(spec, folder, Console())
-    files = StudyFiles(
-        study_dir=storage.resolve() / study.name,
-        index=screen / "index.parquet",
-        relationships=screen / "relationships.csv",
-        latents=screen / "latents.parquet",
-    )
     command = f"python -m experiments.quickstart --seed {seed}"
-    grid.run(study, files, size, command, tracking_uri, address, facts={"seed": seed})
+    raise typer.Exit(grid.run_simulated(study, seed, storage, command, tracking_uri, address))
 
 
 if __name__ == "__main__":

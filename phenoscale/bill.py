@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from phenoscale import flops
+from phenoscale import flops, gpus
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.config import Study, Trial, num_steps
 
@@ -51,6 +51,8 @@ class Line:
     """Operations of embedding the whole screen."""
     tiles: int
     """Crops that the whole screen is embedded as."""
+    gpu_bytes: float
+    """Memory of each GPU in training (`gpus.py`); 0 where the trial has none."""
 
     @property
     def gpu_hours(self) -> float:
@@ -95,23 +97,40 @@ def _line(trial: Trial, screen: ScreenSize) -> Line:
         training_flops=flops.training_flops(trial, screen.channels, screen.classes, count),
         embedding_flops=flops.embedding_flops(trial, screen.channels, tiles),
         tiles=tiles,
+        gpu_bytes=_gpu_bytes(trial, screen),
+    )
+
+
+def _gpu_bytes(trial: Trial, screen: ScreenSize) -> float:
+    place = trial.placement
+    if not place.gpu or trial.is_baseline:
+        return 0.0
+    return gpus.gpu_bytes(
+        trial,
+        screen.channels,
+        screen.classes,
+        crops=trial.crops.global_batch_size // place.workers,
+        gpus=place.workers,
+        strategy=place.strategy,
     )
 
 
 def bill_text(study: Study, screen: ScreenSize) -> list[str]:
     """The bill as lines of text: a trial a line, then the sum."""
     lines = bill(study, screen)
+    width = max(42, *(len(line.trial.id) for line in lines)) + 2
     head = (
-        f"{'trial':<44}{'parameters':>12}{'steps':>8}{'crops':>12}{'FLOPs':>11}"
-        f"{'workers':>9}{'GPUs':>6}{'GPU-h':>10}"
+        f"{'trial':<{width}}{'parameters':>11}{'steps':>10}{'crops':>15}{'FLOPs':>10}"
+        f"{'workers':>9}{'GPUs':>6}{'GPU-h':>10}{'GB/GPU':>8}"
     )
     text = [head, "-" * len(head)]
     for line in lines:
         place = line.trial.placement
+        memory = f"{line.gpu_bytes / 1e9:.1f}" if line.gpu_bytes else "-"
         text.append(
-            f"{line.trial.id:<44}{line.parameters:>12,}{line.steps:>8,}{line.crops:>12,}"
-            f"{line.training_flops:>11.2e}{place.workers:>9}{place.workers * place.gpu:>6}"
-            f"{line.gpu_hours:>10.2g}"
+            f"{line.trial.id:<{width}}{line.parameters:>11,}{line.steps:>10,}{line.crops:>15,}"
+            f"{line.training_flops:>10.2e}{place.workers:>9}{place.workers * place.gpu:>6}"
+            f"{_hours(line.gpu_hours):>10}{memory:>8}"
         )
     trained = sum(not line.trial.is_baseline for line in lines)
     total = sum(line.training_flops + line.embedding_flops for line in lines)
@@ -122,6 +141,11 @@ def bill_text(study: Study, screen: ScreenSize) -> list[str]:
         f"{sum(line.crops for line in lines):,} crops, "
         f"{total:.2e} FLOPs with embedding of {screen.total_sites:,} sites each.",
         f"On A100s at {UTILIZATION:.0%} of the bf16 peak: "
-        f"{sum(line.gpu_hours for line in lines):.2g} GPU-hours.",
+        f"{_hours(sum(line.gpu_hours for line in lines))} GPU-hours.",
     ]
     return text
+
+
+def _hours(hours: float) -> str:
+    """Two digits, or all of those before the point."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

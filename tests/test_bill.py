@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phenoscale import flops
+from phenoscale import flops, gpus
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import A100_FLOPS, UTILIZATION, ScreenSize, bill, bill_text
 from phenoscale.config import Crops, Objective, Placement, Study, Trial
@@ -97,3 +97,36 @@ def test_the_text_names_every_trial_and_sums_up():
     assert body[twin.id].split()[5:7] == ["2", "2"]
     assert "4 trials (2 trained, 2 baselines), 4 steps, 32 crops" in text[-2]
     assert f"{sum(line.gpu_hours for line in lines):.2g} GPU-hours" in text[-1]
+    # GB on each GPU, last; none without one.
+    assert body[twin.id].split()[8] == f"{lines[1].gpu_bytes / 1e9:.1f}"
+    assert [body[t.id].split()[8] for t in (TINY, UNTRAINED, INTENSITY)] == ["-"] * 3
+
+
+def test_memory_is_that_of_a_workers_share():
+    place = Placement(launcher="ray_train", workers=2, gpu=True, strategy="fsdp")
+    sharded = dataclasses.replace(TINY, placement=place)
+    (line,) = bill(study(sharded), SIZE)
+    expected = gpus.gpu_bytes(TINY, 2, 3, crops=4, gpus=2, strategy="fsdp")
+    assert line.gpu_bytes == expected > 0
+    (replicated,) = bill(
+        study(dataclasses.replace(TINY, placement=dataclasses.replace(place, strategy="ddp"))), SIZE
+    )
+    assert replicated.gpu_bytes != expected
+
+
+def test_columns_hold_the_counts_of_a_large_screen():
+    """Long ids, billions of crops, thousands of hours."""
+    place = Placement(launcher="ray_train", workers=128, gpu=True, recompute=True, strategy="fsdp")
+    large = dataclasses.replace(
+        TINY,
+        objective=Objective(name="ca_mae", fourier_weight=0.01, channel_subsets=True),
+        backbone="L/8",
+        crops=Crops(size_px=256, passes=50, global_batch_size=16_384),
+        placement=place,
+    )
+    size = dataclasses.replace(SIZE, wells=93_000_000, sites_per_well=1, channels=6, site_px=2048)
+    head, rule, line, *_, last = bill_text(study(large), size)
+    assert len(head) == len(rule) == len(line) and line.startswith(f"{large.id} ")
+    assert line.split()[3] == "4,649,992,192"
+    hours = bill(study(large), size)[0].gpu_hours
+    assert hours > 1000 and f"{hours:,.0f} GPU-hours" in last

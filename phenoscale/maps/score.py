@@ -58,7 +58,7 @@ def perturbation_map(
     wells, table = wells_from_sites(vectors, metadata)
     batches = table["experimental_batch"].to_numpy()
     control = table["negative_control"].to_numpy(dtype=bool)
-    components = max(1, np.count_nonzero(control) // CONTROLS_PER_COMPONENT)
+    components = max(1, int(np.count_nonzero(control)) // CONTROLS_PER_COMPONENT)
     align = PcaCenterScale(components).fit(wells, batches, control)
     return genes_from_wells(align.transform(wells, batches), table)
 
