@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from phenoscale.train import train
+from tests.test_ddp import leave
 from tests.tiny import TINY, of, placed, silent, tiny_batches, tiny_model
 
 WORLD, STEPS = 2, 4
@@ -52,7 +53,7 @@ def worker(rank: int, folder: Path) -> None:
         if rank == 0:
             print(name, *cell, flush=True)  # noqa: T201  minutes without a word are long
     (folder / f"{rank}.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

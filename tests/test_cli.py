@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from phenoscale.backbones import BACKBONES
+from phenoscale.backbones import VISION_TRANSFORMERS
 from phenoscale.cli import app
 from phenoscale.results import ResultsRow
 from phenoscale.screens.index import ScreenIndex
@@ -136,7 +136,7 @@ def test_a_trial_trains_without_ray(tiny_screen: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--backbone", "nono/8"], [*BACKBONES, "nono/8"]),
+        (["--backbone", "nono/8"], [*VISION_TRANSFORMERS, "nono/8"]),
         (["--objective", "mea"], ["mea", "mae", "wsl"]),
         (["--crop-px", 20], ["20 px", "multiple of 8"]),
         (["--crop-px", 128], ["64 x 64 px", "crop of 128 px"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,18 @@ def worker(rank: int, folder: Path) -> None:
     mean = float(mean_over_workers(torch.tensor(float(rank))))
     losses = {name: train_share(name, trial, rank, folder) for name, trial in TRIALS.items()}
     (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "mean": mean}))
+    leave()
+
+
+def leave() -> None:
+    """Ends a worker that has written its results, together with the others.
+
+    Without the interpreter's own end: threads of gloo and of FSDP's groups may still run then, and
+    now and then abort the process (torch 2.14).
+    """
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)
 
 
 def train_share(name: str, trial: Trial, rank: int, folder: Path) -> list[float]:
