@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import typer
 
-from experiments.papers import Paper, Row, command
+from experiments.papers import Paper, command, rows
 
 # What is known and what is chosen: as in neurips2023.py. CA-MAE-S/16 on RxRx3 took 400 hours of
 # A100s, 16 at a time (Kenyon-Dean et al. 2025): 2,048 crops a batch at 128 on each.
@@ -44,10 +44,7 @@ _ROWS = (
 PAPER = Paper(
     name="cvpr2024",
     question="Do masked autoencoders beat ViT classifiers, and does one encoder take any channels?",
-    rows=tuple(
-        Row(system=system, dataset=dataset, passes=passes, global_batch_size=batch, lr=lr)
-        for system, dataset, passes, batch, lr in _ROWS
-    ),
+    rows=rows(_ROWS),
 )
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -121,7 +121,7 @@ def run_simulated(
         latents=screen / "latents.parquet",
     )
     size, facts = simulated_size(spec), {"seed": seed}
-    return run_to_end(study, files, size, command, tracking_uri, address, facts)
+    return run(study, files, size, command, tracking_uri, address, facts)
 
 
 def simulated_bill(study: Study, seed: int) -> str:
@@ -139,21 +139,8 @@ def run(
     tracking_uri: str | None,
     address: str | None,
     facts: dict[str, Any] | None = None,
-) -> NoReturn:
-    """Runs a study in this terminal and exits with its code; `facts` go into its report."""
-    raise typer.Exit(run_to_end(study, files, size, command, tracking_uri, address, facts))
-
-
-def run_to_end(
-    study: Study,
-    files: StudyFiles,
-    size: ScreenSize,
-    command: str,
-    tracking_uri: str | None,
-    address: str | None,
-    facts: dict[str, Any] | None = None,
 ) -> int:
-    """As `run`, but returns the code: for a command of several studies."""
+    """Runs a study in this terminal and returns its exit code; `facts` go into its report."""
     from rich.console import Console
 
     from phenoscale.on_ray.study import run_study

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import typer
 
-from experiments.papers import Paper, Row, command
+from experiments.papers import Paper, Row, command, rows
 
 # From what is public of the paper: the systems, the data sets, the optimizer with its rates (1e-4
 # up to B, 3e-5 for L), mask ratios, and 3.5 billion crops of ViT-L/8+ (38 passes of 93 million).
@@ -42,10 +42,7 @@ PAPER = Paper(
     name="neurips2023",
     question="Do masked autoencoders beat weakly supervised classifiers, and gain with size?",
     rows=(
-        *(
-            Row(system=system, dataset=dataset, passes=passes, global_batch_size=batch, lr=lr)
-            for system, dataset, passes, batch, lr in _ROWS
-        ),
+        *rows(_ROWS),
         # A quarter was masked too; of which system is not known.
         Row(
             system="MAE-B/16",

@@ -23,7 +23,7 @@ import typer
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import bill_text
-from phenoscale.config import Crops, Study
+from phenoscale.config import Crops, Study, untrained_of
 from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def build_study(
         for fraction in DATA_FRACTIONS
     ]
     blank = dataclasses.replace(crops, passes=0, crops_per_read=1)
-    kinds = sorted({"untrained_ca" if o == "ca_mae" else "untrained" for o in objectives})
+    kinds = sorted({untrained_of(objective) for objective in objectives})
     baselines = [
         grid.baseline(kind, backbone, blank, seed=s) for kind in kinds for s in UNTRAINED_SEEDS
     ]
@@ -171,7 +171,7 @@ def main(
     words = [str(w) for key, values in options.items() for v in values for w in (f"--{key}", v)]
     words += ["--every-block"] * every_block
     command = f"python -m experiments.own_screen INDEX {shlex.join(words)}"
-    grid.run(study, files, size, command, tracking_uri, address)
+    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ simulated screen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from experiments import grid
 from phenoscale import flops, gpus, zoo
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import A100_FLOPS, UTILIZATION, ScreenSize, bill, bill_text
-from phenoscale.config import Crops, Optim, Placement, Study, Trial
+from phenoscale.config import Crops, Optim, Placement, Study, Trial, untrained_of
 from phenoscale.terminal import clear_errors
 
 CROPS_PER_GPU = 128  # 16,384 on 128 A100s; 2,048 on the 16 of CA-MAE-S/16
@@ -105,6 +105,14 @@ class Row:
         raise ValueError(f"{self.system} does not fit on {workers} GPUs; give a larger batch.")
 
 
+def rows(table: Iterable[tuple[str, str, int, int, float]]) -> tuple[Row, ...]:
+    """Rows of a table of system, data set, passes, global batch and rate."""
+    return tuple(
+        Row(system=system, dataset=dataset, passes=passes, global_batch_size=batch, lr=lr)
+        for system, dataset, passes, batch, lr in table
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paper:
     """One paper's grid."""
@@ -185,11 +193,8 @@ def laptop_study(paper: Paper, seed: int = 0) -> Study:
     """The paper's systems on the simulated screen; what the tables above make equal stands once."""
     crops = grid.SIMULATED
     trained = dict.fromkeys(_laptop_trial(row, crops, seed) for row in paper.rows)
-    kinds = {(t.objective.name == "ca_mae", t.backbone): None for t in trained}
-    untrained = [
-        grid.baseline("untrained_ca" if agnostic else "untrained", name, crops)
-        for agnostic, name in kinds
-    ]
+    kinds = dict.fromkeys((untrained_of(t.objective.name), t.backbone) for t in trained)
+    untrained = [grid.baseline(kind, name, crops) for kind, name in kinds]
     intensity = grid.baseline("intensity", NO_BACKBONE, crops)
     return Study(
         name=f"{paper.name}-laptop-seed{seed}",
@@ -267,7 +272,7 @@ def command(paper: Paper) -> Callable[..., None]:
                 study_dir=storage.resolve() / study.name, index=path, relationships=known
             )
             told = f"{words} --index {name}=INDEX"
-            codes.append(grid.run_to_end(study, files, size, told, tracking_uri, address))
+            codes.append(grid.run(study, files, size, told, tracking_uri, address))
         raise typer.Exit(max(codes))
 
     return main

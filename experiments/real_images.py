@@ -155,7 +155,7 @@ def main(
     index = write_index(cells, data.resolve(), study_dir / "index.parquet")
     files = StudyFiles(study_dir=study_dir, index=index)
     command = f"python -m experiments.real_images DATA --seed {seed}"
-    grid.run(study, files, size, command, tracking_uri, address)
+    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from phenoscale.config import Study, Trial
+from phenoscale.config import Study, Trial, untrained_of
 from phenoscale.maps.interval import Interval
 from phenoscale.maps.probes import paired_probe_difference
 from phenoscale.maps.recall import paired_difference
@@ -54,8 +54,8 @@ def _differences(
     study: Study, files: StudyFiles, best: ResultsRow, rows: Sequence[ResultsRow]
 ) -> list[dict[str, Any]]:
     """Best trained encoder less each baseline, on the same bootstrap samples."""
-    kind = "untrained_ca" if best.objective.startswith("ca_mae") else "untrained"
-    untrained = [r for r in rows if (r.objective, r.backbone) == (kind, best.backbone)]
+    kind = (untrained_of(best.objective), best.backbone)
+    untrained = [r for r in rows if (r.objective, r.backbone) == kind]
     intensity = [r for r in rows if r.objective == "intensity"]
     sides = [
         (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),

@@ -118,6 +118,11 @@ class Objective:
                 )
 
     @property
+    def channel_agnostic(self) -> bool:
+        """Whether each channel is cut into patches of its own."""
+        return self.name in ("ca_mae", "untrained_ca")
+
+    @property
     def label(self) -> str:
         """The name as results show it: "mae+" with the Fourier loss, "ca_mae~" on subsets."""
         return self.name + "+" * bool(self.fourier_weight) + "~" * self.channel_subsets
@@ -291,7 +296,7 @@ class Trial:
         if self.backbone == NO_BACKBONE:
             return True
         if name == "per_channel":
-            return self.objective.name in ("ca_mae", "untrained_ca")
+            return self.objective.channel_agnostic
         return name != "class_token" or isinstance(backbone(self.backbone), VisionTransformer)
 
     @property
@@ -372,6 +377,11 @@ class Study:
                 f"The trials {lacking} have no read-out {self.readout}: class_token needs a "
                 "transformer, per_channel a channel-agnostic one. Give patch_mean."
             )
+
+
+def untrained_of(objective: str) -> str:
+    """The baseline of the encoders that an objective, by its name or label, begins with."""
+    return "untrained_ca" if objective.startswith("ca_mae") else "untrained"
 
 
 def num_steps(crops: Crops, num_sites: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from phenoscale.models.build import AnyEncoder
-from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder
+from phenoscale.models.densenet import DenseNetEncoder, evenly
 
 
 @torch.inference_mode()
@@ -47,9 +47,9 @@ def embed_sites(
 
 
 def adapt_to_plate(
-    encoder: AnyEncoder, images: np.ndarray, size_px: int, channels: Sequence[str]
+    encoder: DenseNetEncoder, images: np.ndarray, size_px: int, channels: Sequence[str]
 ) -> None:
-    """Gives an encoder with adaptive batch norm the statistics of a plate; does nothing to others.
+    """Gives an encoder with adaptive batch norm the statistics of a plate.
 
     Args:
         encoder: in evaluation mode.
@@ -58,11 +58,8 @@ def adapt_to_plate(
         size_px: side of the tiles.
         channels: names of the images' channels.
     """
-    if not isinstance(encoder, DenseNetEncoder):
-        return
     crops = tile(torch.from_numpy(images).to(device_of(encoder)), size_px)
-    count = min(ADAPTING_CROPS, len(crops))
-    encoder.adapt(crops[torch.arange(count) * len(crops) // count], channels)
+    encoder.adapt(crops[evenly(len(crops))], channels)
 
 
 def device_of(encoder: AnyEncoder) -> torch.device:

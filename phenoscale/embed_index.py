@@ -14,9 +14,9 @@ from phenoscale.config import READOUTS, Crops
 from phenoscale.embed_screen import embed_screen
 from phenoscale.export import load_encoder
 from phenoscale.models.camae import ChannelAgnosticEncoder
-from phenoscale.screens.cutter import SiteReader
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import GROUP_ROWS, IMAGE_COLUMNS
+from phenoscale.screens.site_reader import SiteReader
 
 
 def embed_index(

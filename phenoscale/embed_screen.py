@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
 from phenoscale.embed import adapt_to_plate, embed_sites
 from phenoscale.maps.intensity import intensity_statistics
 from phenoscale.models.build import AnyEncoder
-from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder
-from phenoscale.screens.cutter import SiteReader
+from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder, evenly
+from phenoscale.screens.site_reader import SiteReader
 
 _SITES_AT_ONCE = 2
 _TELL_EVERY_S = 1.0
@@ -89,18 +90,27 @@ def _numbers(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
 
 
 def _adapt(
-    encoder: AnyEncoder,
+    encoder: DenseNetEncoder,
     reader: SiteReader,
     plate: range,
     size_px: int,
     names: Sequence[str],
     picked: list[int] | None,
 ) -> None:
-    """Gives the encoder the statistics of a plate, from readable sites evenly spread over it."""
-    count = min(ADAPTING_CROPS // 2, len(plate))
-    rows = [plate[i * len(plate) // count] for i in range(count)]
-    batches = [reader.read(row, row + 1) for row in rows]
-    images = [batch["images"] for batch in batches if batch["bad"][0] < 0]
+    """Gives the encoder the statistics of a plate, from readable sites evenly spread over it.
+
+    Where none of these can be read, from the first that can: never from another plate.
+    """
+    spread = [plate[i] for i in evenly(len(plate), ADAPTING_CROPS // 2)]
+    images = list(_readable(reader, spread)) or list(islice(_readable(reader, plate), 1))
     if images:
         sites = np.concatenate(images)
         adapt_to_plate(encoder, sites if picked is None else sites[:, picked], size_px, names)
+
+
+def _readable(reader: SiteReader, rows: Iterable[int]) -> Iterator[np.ndarray]:
+    """The sites of some rows that can be read, uint8 (1, C, H, W)."""
+    for row in rows:
+        batch = reader.read(row, row + 1)
+        if batch["bad"][0] < 0:
+            yield batch["images"]

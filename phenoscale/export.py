@@ -24,7 +24,7 @@ from torch import Tensor
 from phenoscale.backbones import backbone
 from phenoscale.models.build import AnyEncoder, empty_encoder
 from phenoscale.models.camae import ChannelAgnosticEncoder
-from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder
+from phenoscale.models.densenet import DenseNetEncoder, evenly
 from phenoscale.models.munet import UNetEncoder
 from phenoscale.models.vit import Encoder
 
@@ -115,9 +115,7 @@ class ExportedEncoder:
             raise ValueError(f"readout={readout!r} and block={block} were given; give one of them.")
         wanted = readout or self.facts.readout if block is None else f"block_{block}"
         if isinstance(self.encoder, DenseNetEncoder):
-            count = min(ADAPTING_CROPS, len(crops))
-            spread = [i * len(crops) // count for i in range(count)]
-            self.encoder.adapt(self._tensor(crops[spread]), channels)
+            self.encoder.adapt(self._tensor(crops[evenly(len(crops))]), channels)
         parts = []
         for first in range(0, len(crops), batch_size):
             batch = self._tensor(crops[first : first + batch_size])

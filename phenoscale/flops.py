@@ -21,8 +21,6 @@ from phenoscale.backbones import (
 )
 from phenoscale.config import Objective, Trial
 
-CHANNEL_AGNOSTIC = ("ca_mae", "untrained_ca")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convolution:
@@ -169,14 +167,14 @@ def decoder_parameters(shape: Backbone, channels: int, *, agnostic: bool = False
 
 def trial_encoder_parameters(trial: Trial, channels: int) -> int:
     """Parameters of the trial's encoder."""
-    agnostic = trial.objective.name in CHANNEL_AGNOSTIC
+    agnostic = trial.objective.channel_agnostic
     return encoder_parameters(backbone(trial.backbone), channels, agnostic=agnostic)
 
 
 def model_parameters(trial: Trial, channels: int, num_classes: int) -> int:
     """Parameters of the trial's whole model; of a baseline's encoder alone."""
     shape = backbone(trial.backbone)
-    agnostic = trial.objective.name in CHANNEL_AGNOSTIC
+    agnostic = trial.objective.channel_agnostic
     encoder = trial_encoder_parameters(trial, channels)
     if trial.is_baseline:
         return encoder
@@ -272,6 +270,6 @@ def embedding_flops(trial: Trial, channels: int, tiles: int) -> float:
     """Operations of embedding `tiles` tiles without masking; 0 without a network."""
     if trial.objective.name in ("intensity", "oracle"):
         return 0.0
-    agnostic = trial.objective.name in CHANNEL_AGNOSTIC
+    agnostic = trial.objective.channel_agnostic
     shape = backbone(trial.backbone)
     return float(encoder_flops(shape, channels, trial.crops.size_px, agnostic=agnostic)) * tiles

@@ -28,8 +28,10 @@ from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.models.classifier import Classifier
 from phenoscale.models.panel import MaskedModel, panel
 from phenoscale.results import CURVE_FILE, ResultsRow, write_json
-from phenoscale.screens.cutter import BadSiteError, Batch, CropCutter, SiteReader
+from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.opened import BadSiteError, Batch
+from phenoscale.screens.site_reader import SiteReader
 from phenoscale.slot import Slot
 from phenoscale.study_files import (
     BAD_SITES_FILE,

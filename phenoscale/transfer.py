@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from phenoscale.maps.relationships import load_relationships
 from phenoscale.maps.score import score_recall
 from phenoscale.parallel import prepare_process
 from phenoscale.results import write_json
-from phenoscale.screens.cutter import SiteReader
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.site_reader import SiteReader
 from phenoscale.study_files import MAP_FILE, StudyFiles
 
 TRANSFER_FILE = "transfer.json"
@@ -40,12 +40,7 @@ class Transfer:
     """The read-out that is scored with an interval; by default the encoder's own."""
 
 
-def score_transfer(
-    case: Transfer,
-    files: StudyFiles,
-    rounds: int,
-    tell: Callable[[int, int], None] = lambda done, sites: None,
-) -> dict[str, Any]:
+def score_transfer(case: Transfer, files: StudyFiles, rounds: int) -> dict[str, Any]:
     """Embeds the screen and scores its perturbation map; leaves transfer.json and map.parquet.
 
     What is there already is not computed again.
@@ -54,7 +49,6 @@ def score_transfer(
         case: encoder and channels.
         files: index and relationships of the screen; `study_dir` is where the folders go.
         rounds: of the bootstrap.
-        tell: called with (sites done, sites in all).
 
     Returns:
         name, channels, readout, recall with its interval, recall of every read-out, num_genes,
@@ -70,7 +64,7 @@ def score_transfer(
     size_px = loaded.facts.size_px if loaded else 1
     reader = SiteReader(index_path=str(files.index), crops=Crops(size_px=size_px))
     encoder = loaded.encoder if loaded else None
-    embeddings, _ = embed_screen(reader, encoder, size_px, tell, channels=case.channels)
+    embeddings, _ = embed_screen(reader, encoder, size_px, _silent, channels=case.channels)
     readout = case.readout or (loaded.facts.readout if loaded else "statistics")
     metadata = ScreenIndex.open(files.index).metadata()
     pairs = load_relationships(files.relationships)
@@ -117,6 +111,10 @@ def transfer_difference(
     assert all(names == genes[0] for names in genes), "one screen has one list of genes"
     pairs = load_relationships(files.relationships)
     return dataclasses.asdict(paired_difference(maps[:1], maps[1:], genes[0], pairs, rounds=rounds))
+
+
+def _silent(done: int, sites: int) -> None:
+    """Of several screens that are embedded at once, whole ones are counted."""
 
 
 def _row(directory: Path) -> dict[str, Any]:

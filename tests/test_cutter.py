@@ -15,11 +15,11 @@ from phenoscale.screens.build import build_index
 from phenoscale.screens.cutter import (
     BadSiteError,
     CropCutter,
-    SiteReader,
     chapters,
     within_tolerance,
 )
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.site_reader import SiteReader
 from phenoscale.screens.subset import Subset
 from tests.screen_on_disk import as_table, pixels, screen_rows, site_row, write_images
 

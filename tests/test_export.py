@@ -436,7 +436,7 @@ def test_a_screen_is_embedded(tiny_screen: Path, trained: Path, tmp_path: Path):
     readouts = ["patch_mean", "class_token", "patch_sd", "block_1", "block_2"]
     assert done.stdout == f"{out}: {index.num_sites} sites\n" and not done.stderr
     assert table.drop_columns(readouts).equals(index.table.drop_columns(list(IMAGE_COLUMNS)))
-    from phenoscale.screens.cutter import SiteReader
+    from phenoscale.screens.site_reader import SiteReader
 
     loaded = load_encoder(trained)
     crops = Trial.from_dict(loaded.facts.trial).crops
@@ -501,7 +501,7 @@ def test_unreadable_sites_are_left_out_and_counted(
 
 def embed_readable(folder: Path, index: Path, row: int) -> np.ndarray:
     """patch_mean of one site, embedded alone."""
-    from phenoscale.screens.cutter import SiteReader
+    from phenoscale.screens.site_reader import SiteReader
 
     loaded = load_encoder(folder)
     reader = SiteReader(index_path=str(index), crops=Trial.from_dict(loaded.facts.trial).crops)

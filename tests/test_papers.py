@@ -186,7 +186,7 @@ def test_an_unknown_data_set_is_refused_in_one_line(text: str):
 
 def test_an_index_runs_the_rows_of_its_data_set(tiny_screen: Path, tmp_path: Path, monkeypatch):
     caught = []
-    monkeypatch.setattr(grid, "run_to_end", lambda *args, **kw: caught.append(args) or 0)
+    monkeypatch.setattr(grid, "run", lambda *args, **kw: caught.append(args) or 0)
     monkeypatch.setattr(papers, "bill", lambda study, size: [])  # the tiny screen holds no crop
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(papers.command(cvpr2024.PAPER))

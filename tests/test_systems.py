@@ -16,8 +16,9 @@ from phenoscale.fit import fit_here
 from phenoscale.models.build import build_encoder
 from phenoscale.results import ResultsRow
 from phenoscale.run import run_trial
-from phenoscale.screens.cutter import CropCutter, SiteReader
+from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.screens.site_reader import SiteReader
 from phenoscale.study_files import MAP_FILE, PANEL_FILE, SITES_FILE, StudyFiles
 from tests.tiny import of
 
@@ -128,6 +129,37 @@ def test_a_plate_gives_the_statistics_of_its_own_embeddings(files: StudyFiles):
     rows = reader.plates[-1]
     for name in whole:
         np.testing.assert_array_equal(whole[name][rows], alone[name][rows])
+
+
+def test_a_plate_whose_sampled_sites_are_bad_takes_no_other_plates_statistics(files: StudyFiles):
+    channels = ScreenIndex.open(files.index).channels
+    tolerant = dataclasses.replace(ADABN.crops, tolerated_bad_sites=0.5)
+
+    class Damaged(SiteReader):
+        """Of the last plate one site is left, and not one of those that are tried first."""
+
+        def read(self, first: int, last: int) -> dict[str, np.ndarray]:
+            batch = super().read(first, last)
+            plate = self.plates[-1]
+            gone = [row in plate and row != plate[1] for row in batch["rows"]]
+            batch["images"][gone] = 0
+            return batch | {"bad": np.where(gone, batch["rows"], -1)}
+
+    class LastPlate(Damaged):
+        @property
+        def plates(self) -> list[range]:
+            return super().plates[-1:]
+
+    kinds = (Damaged, LastPlate)
+    readers = [kind(index_path=str(files.index), crops=tolerant) for kind in kinds]
+    whole, alone = (
+        embed_screen(r, build_encoder(ADABN, channels=channels), 32, lambda d, s: None)[0]
+        for r in readers
+    )
+    left = readers[0].plates[-1][1]
+    assert np.isfinite(whole["patch_mean"][left]).all()
+    for name in whole:
+        np.testing.assert_allclose(whole[name][left], alone[name][left], atol=1e-6)
 
 
 def test_channels_are_chosen_by_name(files: StudyFiles):

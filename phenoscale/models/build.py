@@ -61,7 +61,7 @@ def build_encoder(trial: Trial, *, channels: Sequence[str]) -> AnyEncoder:
             trial.backbone,
             channels=channels,
             size_px=trial.crops.size_px,
-            agnostic=trial.objective.name in ("ca_mae", "untrained_ca"),
+            agnostic=trial.objective.channel_agnostic,
         )
 
 

@@ -210,9 +210,7 @@ class ChannelAgnosticMAE(nn.Module):
         predicted = self.to_pixels(decoded)
         if self.objective.normalized_targets:
             predicted = losses.restored(predicted, patches)
-        removed = torch.ones_like(patches, dtype=torch.bool)
-        at = order[:, :kept, None].expand(-1, -1, patches.shape[-1])
-        return self._image(predicted), self._image(removed.scatter(1, at, False))
+        return self._image(predicted), self._image(vit.removed(patches, order[:, :kept]))
 
     def _chosen(self, draws: Tensor) -> list[int]:
         """Numbers of this step's channels, ascending; all outside training."""

@@ -28,6 +28,12 @@ ADAPTING_CROPS = 64
 """Crops of a plate, at most, that its statistics are taken from."""
 
 
+def evenly(total: int, most: int = ADAPTING_CROPS) -> list[int]:
+    """Numbers below `total`, evenly spread: all of them, or `most`."""
+    count = min(most, total)
+    return [i * total // count for i in range(count)]
+
+
 class PlateNorm(BatchNormAct2d):
     """Batch norm over groups of crops, or by statistics that were taken before."""
 
@@ -96,7 +102,7 @@ class DenseNetEncoder(nn.Module):
         """(B, C, H, W) standardized images to the last feature maps, (B, D, h, w)."""
         return self.features(images)
 
-    def places(self, crops: Tensor, draws: Tensor) -> Tensor:
+    def places(self, crops: Tensor, draws: Tensor | None = None) -> Tensor:
         """Places of the last feature maps, (B, h w, D): what a classifier averages."""
         return self(vit.standardize(crops)).flatten(2).transpose(1, 2)
 
@@ -111,7 +117,7 @@ class DenseNetEncoder(nn.Module):
         for norm in self.norms:
             norm.adapting = True
         try:
-            self(vit.standardize(choose(crops, channels, self.channels)))
+            self.places(choose(crops, channels, self.channels))
         finally:
             for norm in self.norms:
                 norm.adapting = False
@@ -129,5 +135,4 @@ class DenseNetEncoder(nn.Module):
         Raises:
             ValueError: if the channels are not those that the encoder takes.
         """
-        images = vit.standardize(choose(crops, channels, self.channels))
-        return read_out(self(images).flatten(2).transpose(1, 2))
+        return read_out(self.places(choose(crops, channels, self.channels)))

@@ -117,9 +117,8 @@ class MaskedAutoencoder(nn.Module):
         predicted = vit.take(self.to_pixels(self.norm(decoded)), order.argsort(dim=1))
         if self.objective.normalized_targets:
             predicted = losses.restored(predicted, patches)
-        removed = torch.ones_like(patches, dtype=torch.bool)
-        at = order[:, : self.num_kept, None].expand(-1, -1, patches.shape[-1])
-        return self._image(predicted), self._image(removed.scatter(1, at, False))
+        removed = vit.removed(patches, order[:, : self.num_kept])
+        return self._image(predicted), self._image(removed)
 
     def _image(self, patches: Tensor) -> Tensor:
         return vit.unpatchify(patches, self.encoder.patch_px, len(self.encoder.channels))

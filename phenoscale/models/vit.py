@@ -213,6 +213,12 @@ def take(tokens: Tensor, numbers: Tensor) -> Tensor:
     return tokens.gather(1, numbers.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def removed(patches: Tensor, kept: Tensor) -> Tensor:
+    """(B, N, P) bool: False in the patches `kept`, (B, K), True in all others."""
+    mask = torch.ones_like(patches, dtype=torch.bool)
+    return mask.scatter(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]), False)
+
+
 def init_linear(module: nn.Module) -> None:
     """Xavier-uniform weights and zero biases, as the public MAE code initialises a ViT."""
     if isinstance(module, nn.Linear):

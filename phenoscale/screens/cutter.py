@@ -1,10 +1,8 @@
-"""From the plan to pixels: cuts the crops of some steps, reads the sites of a range.
+"""From the plan to pixels: cuts the crops of some steps.
 
-Both readers are small values that a Ray task, a thread or a test calls the same way; what they open
-is kept once per process, and no more of the index than a window of it.
+A cutter is a small value that a Ray task, a thread or a test calls the same way (`opened.py`).
 
-Shapes: T steps, L lanes of one worker, S sites, C channels in the index's order, H W pixels, s side
-of a crop.
+Shapes: T steps, L lanes of one worker, C channels in the index's order, s side of a crop.
 """
 
 from __future__ import annotations
@@ -17,18 +15,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from phenoscale.config import Crops
-from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan
+from phenoscale.crops import CropBatch, Plan
 from phenoscale.screens.errors import ImageError
-from phenoscale.screens.images.readers import cut_windows, is_mapped, read_site
-from phenoscale.screens.index import Rows, ScreenIndex, Sites
+from phenoscale.screens.images.readers import cut_windows, is_mapped
+from phenoscale.screens.index import Rows
+from phenoscale.screens.opened import (
+    CACHED_GROUPS,
+    BadSiteError,
+    Batch,
+    Row,
+    complaint,
+    opened_screen,
+)
 from phenoscale.screens.subset import Subset
-
-Batch = dict[str, np.ndarray]
-_CACHED_GROUPS = 2 * WINDOW_GROUPS  # the window that is being read, and the one before or after it
-
-
-class BadSiteError(ValueError):
-    """Sites cannot be read, and the tolerance does not allow to pass them over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,130 +178,11 @@ def chapters(plan: Plan, first: int, last: int, at_least: int = 1) -> Iterator[t
         first = end
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SiteReader:
-    """Reads whole sites, for embedding."""
-
-    index_path: str
-    """Parquet index of the screen, a path or a URL."""
-    crops: Crops
-    """Its tolerance applies; every site of the index is read, whatever the fraction."""
-
-    @property
-    def num_sites(self) -> int:
-        """Sites of the index."""
-        return _screen(self.index_path).index.num_sites
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the images' channels."""
-        return _screen(self.index_path).index.channels
-
-    @property
-    def plates(self) -> list[range]:
-        """Rows of each plate, in order."""
-        plates = _screen(self.index_path).index.plates
-        return [
-            range(first, first + rows)
-            for first, rows in zip(plates["first_row"], plates["rows"], strict=True)
-        ]
-
-    def read(self, first: int, last: int) -> Batch:
-        """Sites of the rows `first` to `last` - 1.
-
-        Returns:
-            images uint8 (S, C, H, W); rows int64 (S,); bad int64 (S,): the row where a site could
-            not be read and the tolerance allows one (its image is blank and must not be used), else
-            -1.
-
-        Raises:
-            BadSiteError: if a site is unreadable and none is tolerated, or if sites differ in size.
-        """
-        began = time.thread_time()
-        screen = _screen(self.index_path)
-        images, bad = [], np.full(last - first, -1, np.int64)
-        for number in range(first, last):
-            row = screen.row(number)
-            try:
-                images.append(screen.whole(row))
-            except ImageError as error:
-                if int(self.crops.tolerated_bad_sites * screen.index.num_sites) == 0:
-                    raise BadSiteError(_complaint(number, error, self.crops)) from error
-                shape = (len(screen.index.channels), row.height_px, row.width_px)
-                images.append(np.zeros(shape, np.uint8))
-                bad[number - first] = number
-        if len({image.shape for image in images}) > 1:
-            raise BadSiteError(
-                f"The sites of rows {first} to {last - 1} have the sizes "
-                f"{sorted({image.shape for image in images})}; one study embeds sites of one size."
-            )
-        return {
-            "images": np.stack(images),
-            "rows": np.arange(first, last),
-            "bad": bad,
-            "read_cpu_s": np.full(len(images), (time.thread_time() - began) / len(images)),
-        }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Row:
-    """One site, as the readers want it."""
-
-    number: int
-    label: int
-    paths: list[str]
-    channels: tuple[str, ...]
-    height_px: int
-    width_px: int
-    dtype: str
-    scale: tuple[tuple[float, float], ...] | None
-
-    @property
-    def recorded(self) -> tuple[int, int, str]:
-        """What its files must be."""
-        return self.height_px, self.width_px, self.dtype
-
-
-class _Screen:
-    """An opened index and the groups of rows that were read last."""
-
-    def __init__(self, index_path: str) -> None:
-        self.index = ScreenIndex.open(index_path)
-        self.sites = functools.lru_cache(maxsize=_CACHED_GROUPS)(self.index.sites)
-        self._group_rows = len(self.index.group_rows(0))
-
-    def row(self, number: int) -> _Row:
-        group, i = divmod(number, self._group_rows)
-        sites: Sites = self.sites(group)
-        channel_set = int(sites.channel_set[i])
-        return _Row(
-            number=number,
-            label=int(sites.label[i]),
-            paths=sites.paths[i].as_py(),
-            channels=self.index.channel_sets[channel_set],
-            height_px=int(sites.height_px[i]),
-            width_px=int(sites.width_px[i]),
-            dtype=sites.dtype[i].as_py(),
-            scale=self.index.scale(number, channel_set),
-        )
-
-    def whole(self, row: _Row) -> np.ndarray:
-        """A site's image, uint8 (C, H, W)."""
-        return read_site(
-            self.index.root,
-            row.paths,
-            row.channels,
-            self.index.channels,
-            row.scale,
-            row.recorded,
-        )
-
-
 class _Opened:
     """A cutter's plan, and the way from a position in its subset to a row of the index."""
 
     def __init__(self, cutter: CropCutter) -> None:
-        self.screen = _screen(cutter.index_path)
+        self.screen = opened_screen(cutter.index_path)
         self.index = self.screen.index
         crops, seed = cutter.crops, cutter.seed
         if cutter.held_out:
@@ -325,10 +205,10 @@ class _Opened:
             group_sizes=sizes,
             labels=self._labels if crops.sampling == "class_balanced" else None,
         )
-        self._rows_of = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._rows_of_group)
+        self._rows_of = functools.lru_cache(maxsize=CACHED_GROUPS)(self._rows_of_group)
         self._complete = not cutter.held_out and len(self.subset) == self.index.num_sites
 
-    def row(self, site: int) -> _Row:
+    def row(self, site: int) -> Row:
         """The row at a position of the subset."""
         if self._complete:
             return self.screen.row(site)
@@ -337,7 +217,7 @@ class _Opened:
         group = int(np.searchsorted(self.starts, site, side="right")) - 1
         return self.screen.row(int(self._rows_of(group)[site - self.starts[group]]))
 
-    def read(self, site: int, at: CropBatch, out: list[np.ndarray]) -> tuple[_Row, int]:
+    def read(self, site: int, at: CropBatch, out: list[np.ndarray]) -> tuple[Row, int]:
         """Cuts all crops of one site into `out`, or those of the next readable one.
 
         Returns:
@@ -352,13 +232,13 @@ class _Opened:
                 self._cut(row, at, out)
             except ImageError as error:
                 if beyond == allowed:
-                    raise BadSiteError(_complaint(row.number, error, self.crops)) from error
+                    raise BadSiteError(complaint(row.number, error, self.crops)) from error
                 row = self.row((site + beyond + 1) % count)
             else:
                 return row, planned.number
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _cut(self, row: _Row, at: CropBatch, out: list[np.ndarray]) -> None:
+    def _cut(self, row: Row, at: CropBatch, out: list[np.ndarray]) -> None:
         size_px = self.crops.size_px
         room = row.height_px - size_px, row.width_px - size_px
         if min(room) < 0:
@@ -411,18 +291,6 @@ def _held_out_crops(crops: Crops, counts: np.ndarray) -> Crops:
 
 def _part(at: CropBatch, places: np.ndarray) -> CropBatch:
     return CropBatch(*(getattr(at, f.name).ravel()[places] for f in dataclasses.fields(at)))
-
-
-def _complaint(row: int, error: ImageError, crops: Crops) -> str:
-    return (
-        f"Row {row} of the index: {error} The share of bad sites tolerated is "
-        f"{crops.tolerated_bad_sites:g}. Mend the file, or give a larger tolerated_bad_sites."
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _screen(index_path: str) -> _Screen:
-    return _Screen(index_path)
 
 
 @functools.lru_cache(maxsize=8)
