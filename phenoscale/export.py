@@ -1,8 +1,9 @@
 """Exported encoders: a folder that says what an encoder is, holds its weights, and is loaded alone.
 
-Loading needs torch, timm, safetensors and numpy, and runs no code out of the folder. A folder is
-refused where its weights, or the backbone's row in the table, are not those that it was written
-with. `export_trial.py` writes such folders, `export_graph.py` what else may lie in them.
+Loading needs torch, safetensors, numpy and, for a DenseNet, timm, and runs no code out of the
+folder. A folder is refused where its weights, or the backbone's row in the table, are not those
+that it was written with. `export_trial.py` writes such folders, `export_graph.py` what else may lie
+in them.
 
 Shapes: B crops, C channels, s side of a crop, D width of an embedding.
 """

@@ -10,16 +10,19 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import LayerScale
-from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 
 from phenoscale.export import kind_of, read_one
+from phenoscale.models.blocks import NORM_EPS, LayerScale, ParallelBlock
 from phenoscale.models.build import AnyEncoder
 from phenoscale.models.densenet import DenseNetEncoder
 from phenoscale.models.vit import Encoder
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 GRAPH_FILE, ONNX_FILE = "encoder.pt2", "encoder.onnx"
 _LARGEST_DIFFERENCE = 1e-3  # between a graph and its encoder; what was found stands in the config
@@ -40,8 +43,10 @@ def to_timm(encoder: AnyEncoder) -> VisionTransformer:
             f"timm's VisionTransformer cannot hold a {kind_of(encoder)}: it is the plain "
             "transformer alone, of the objectives wsl and mae. Use `load_encoder` for others."
         )
+    from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
     block, count = encoder.blocks[0], len(encoder.channels)
-    assert isinstance(block, ParallelScalingBlock)
+    assert isinstance(block, ParallelBlock)
     with torch.random.fork_rng(devices=[]):
         model = VisionTransformer(
             img_size=round(encoder.num_patches**0.5) * encoder.patch_px,
@@ -52,13 +57,13 @@ def to_timm(encoder: AnyEncoder) -> VisionTransformer:
             fc_norm=False,  # tokens are normed before they are averaged
             embed_dim=encoder.width,
             depth=len(encoder.blocks),
-            num_heads=block.num_heads,
-            mlp_ratio=block.in_split[0] / encoder.width,
+            num_heads=block.heads,
+            mlp_ratio=block.parts[0] / encoder.width,
             qkv_bias=False,
             qk_norm=True,
             init_values=1.0 if isinstance(block.ls, LayerScale) else None,
             no_embed_class=True,
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=functools.partial(nn.LayerNorm, eps=NORM_EPS),
             block_fn=ParallelScalingBlock,
         )
     state = encoder.state_dict()

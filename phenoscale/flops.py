@@ -155,7 +155,7 @@ def decoder_parameters(shape: Backbone, channels: int, *, agnostic: bool = False
         return sum(layer.parameters for layer in layers if layer.in_decoder)
     decoder = shape.channel_decoder if agnostic else shape.decoder
     width, values = decoder.width, (1 if agnostic else channels) * shape.patch_px**2
-    block = 12 * width**2 + 13 * width  # timm's Block with biases
+    block = 12 * width**2 + 13 * width  # the plain block, with biases
     ends = shape.width * width + width + width  # linear layer and mask token
     ends += width * values + values
     if not agnostic:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from phenoscale.backbones import vision_transformer
+from phenoscale.models.blocks import positions
 from phenoscale.models.build import build_encoder, build_model
 from phenoscale.models.vit import (
     Encoder,
     patchify,
-    positions,
+    put,
     standardize,
     take,
     unpatchify,
@@ -111,6 +112,16 @@ def test_take_gathers_rows():
     numbers = torch.tensor([[3, 0], [1, 1]])
     expected = torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]])
     assert torch.equal(take(tokens, numbers), expected)
+
+
+def test_put_undoes_take():
+    tokens = torch.randn(2, 5, 3)
+    numbers = torch.tensor([[3, 0], [1, 4]])
+    got = put(tokens, numbers, -take(tokens, numbers))
+    expected = tokens.clone()
+    for crop, rows in enumerate(numbers):
+        expected[crop, rows] *= -1
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("name", ["nano/8", "S/16"])

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from phenoscale.backbones import VisionTransformer
 from phenoscale.config import Objective
 from phenoscale.models import losses, vit
+from phenoscale.models.blocks import NORM_EPS, CrossAttention, Mlp, positions
 from phenoscale.models.readout import check_channels, read_out
 
 
@@ -61,27 +60,6 @@ class ChannelAgnosticEncoder(vit.Encoder):
         return read | {"per_channel": torch.cat(by_name, dim=1)}
 
 
-class CrossAttention(nn.Module):
-    """Attention of queries to a context, without biases but the last."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Builds it for tokens of `width` values."""
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, T, E) queries and (B, S, E) context to (B, T, E)."""
-        key, value = self.key_value(context).chunk(2, dim=-1)
-        query, key, value = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), key, value)
-        )
-        y = F.scaled_dot_product_attention(query, key, value)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-
 class ChannelAgnosticMAE(nn.Module):
     """Encoder, a decoder for each channel, and the mean squared error on the masked patches."""
 
@@ -107,9 +85,9 @@ class ChannelAgnosticMAE(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(width))
         self.channel_tokens = nn.Parameter(torch.empty(count, width))
         side = size_px // shape.patch_px
-        self.register_buffer("positions", vit.positions(side, width), persistent=False)
+        self.register_buffer("positions", positions(side, width), persistent=False)
         self.query_norm, self.context_norm, self.mlp_norm = (
-            nn.LayerNorm(width, eps=1e-6) for _ in range(3)
+            nn.LayerNorm(width, eps=NORM_EPS) for _ in range(3)
         )
         # Half as many heads as the decoder, 8 for the papers' 16, as in their public code.
         self.cross_attention = CrossAttention(width, decoder.heads // 2)
@@ -187,8 +165,7 @@ class ChannelAgnosticMAE(nn.Module):
         kept = order[:, :num_kept]
         paths = draws[:, count : count + self.encoder.draws]
         x = self.to_decoder(self.encoder(patches, kept, paths)[:, 1:])
-        at = kept.unsqueeze(-1).expand_as(x)
-        tokens = self.mask_token.to(x.dtype).expand(*order.shape, -1).scatter(1, at, x)
+        tokens = vit.put(self.mask_token.to(x.dtype).expand(*order.shape, -1), kept, x)
         named = self.channel_tokens[chosen].repeat_interleave(self.encoder.num_patches, dim=0)
         tokens = tokens + self.positions.repeat(len(chosen), 1) + named
         # The public code attends from one channel at a time; query, context and weights are the

@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
-from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import Tensor, nn
 
 from phenoscale.backbones import DenseNet
@@ -34,8 +32,8 @@ def evenly(total: int, most: int = ADAPTING_CROPS) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-class PlateNorm(BatchNormAct2d):
-    """Batch norm over groups of crops, or by statistics that were taken before."""
+class PlateNorm(nn.BatchNorm2d):
+    """Batch norm over groups of crops, or by statistics that were taken before, and ReLU."""
 
     group: int | None = None
     """Crops that are normalized together; None for all that come at once."""
@@ -59,10 +57,10 @@ class PlateNorm(BatchNormAct2d):
                     for part in groups
                 ]
             )
-        return self.act(x)
+        return F.relu(x, inplace=True)
 
 
-def _plate_norm(width: int, **options: Any) -> PlateNorm:
+def _plate_norm(width: int, **options: Any) -> PlateNorm:  # device and dtype, where timm has them
     return PlateNorm(width, track_running_stats=False, **options)
 
 
@@ -83,6 +81,9 @@ class DenseNetEncoder(nn.Module):
 
         `crops_per_plate` crops of a plate stand together in a batch; None where all are of one.
         """
+        # Imported here: it takes 2.5 s, and no other model needs it.
+        from timm.models.densenet import DenseNet as TimmDenseNet
+
         super().__init__()
         self.channels = tuple(channels)
         self.width = shape.embedding_width

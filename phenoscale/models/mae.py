@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from phenoscale.backbones import VisionTransformer
 from phenoscale.config import Objective
 from phenoscale.models import losses, vit
+from phenoscale.models.blocks import NORM_EPS, positions
 
 
 class MaskedAutoencoder(nn.Module):
@@ -42,9 +43,9 @@ class MaskedAutoencoder(nn.Module):
         self.to_decoder = nn.Linear(shape.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         side = size_px // shape.patch_px
-        self.register_buffer("positions", vit.positions(side, width), persistent=False)
+        self.register_buffer("positions", positions(side, width), persistent=False)
         self.decoder = vit.decoder_blocks(shape.decoder)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.to_pixels = nn.Linear(width, len(channels) * shape.patch_px**2)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.to_decoder, self.decoder, self.to_pixels):
@@ -94,9 +95,8 @@ class MaskedAutoencoder(nn.Module):
         order = draws[:, :count].argsort(dim=1)
         kept, masked = order[:, : self.num_kept], order[:, self.num_kept :]
         x = self.to_decoder(self.encoder(patches, kept, draws[:, count:]))
-        place = self.positions.expand(len(x), -1, -1)
-        kept_tokens = x[:, 1:] + vit.take(place, kept)
-        masked_tokens = self.mask_token + vit.take(place, masked)
+        kept_tokens = x[:, 1:] + self.positions[kept]
+        masked_tokens = self.mask_token + self.positions[masked]
         # Attention does not look at the order of tokens, so they stay class, kept, masked: nothing
         # is scattered back, and the masked ones, which alone have a loss, stand together at the
         # end.

@@ -1,4 +1,4 @@
-"""The vision transformer of both papers, built on timm's blocks; it knows nothing of parallelism.
+"""The vision transformer of both papers, built on `blocks`; it knows nothing of parallelism.
 
 Shapes: B crops, C channels, H W pixels, p patch side, N = HW / p^2 patches, K kept patches, D
 width, P = C p^2 values of a patch.
@@ -6,16 +6,14 @@ width, P = C p^2 values of a patch.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import Tensor, nn
 
 from phenoscale.backbones import Decoder, VisionTransformer
+from phenoscale.models.blocks import NORM_EPS, Block, ParallelBlock, positions
 from phenoscale.models.readout import choose, read_out
 
 
@@ -51,40 +49,9 @@ def unpatchify(patches: Tensor, patch_px: int, channels: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, channels, side * patch_px, side * patch_px)
 
 
-def blocks(
-    width: int, depth: int, heads: int, mlp_width: int, layer_scale: float | None
-) -> nn.ModuleList:
-    """Parallel scaling blocks with qk-norm and no qkv bias, as the papers' public code has them."""
-    return nn.ModuleList(
-        ParallelScalingBlock(
-            width,
-            heads,
-            mlp_ratio=mlp_width / width,
-            qkv_bias=False,
-            qk_norm=True,
-            init_values=layer_scale,
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # as timm's own models do
-        )
-        for _ in range(depth)
-    )
-
-
 def decoder_blocks(decoder: Decoder) -> nn.ModuleList:
-    """Plain blocks of timm, with biases: what the papers' public code decodes with."""
-    return nn.ModuleList(
-        Block(
-            decoder.width,
-            decoder.heads,
-            qkv_bias=True,
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # as above
-        )
-        for _ in range(decoder.depth)
-    )
-
-
-def positions(side: int, width: int) -> Tensor:
-    """Fixed sin-cos positions of a square of `side` x `side` patches, (N, D) float32."""
-    return build_sincos2d_pos_embed([side, side], dim=width, interleave_sin_cos=False)
+    """Plain blocks with biases: what the papers' public code decodes with."""
+    return nn.ModuleList(Block(decoder.width, decoder.heads) for _ in range(decoder.depth))
 
 
 class Encoder(nn.Module):
@@ -115,10 +82,11 @@ class Encoder(nn.Module):
         self.register_buffer(
             "positions", positions(size_px // shape.patch_px, shape.width), persistent=False
         )
-        self.blocks = blocks(
-            shape.width, shape.depth, shape.heads, shape.mlp_width, shape.layer_scale
+        self.blocks = nn.ModuleList(
+            ParallelBlock(shape.width, shape.heads, shape.mlp_width, shape.layer_scale)
+            for _ in range(shape.depth)
         )
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.norm = nn.LayerNorm(shape.width, eps=NORM_EPS)
         rates = torch.linspace(0, shape.drop_path, shape.depth)
         self.register_buffer("drop_rates", rates, persistent=False)
         self.draws = shape.depth if shape.drop_path else 0
@@ -154,9 +122,8 @@ class Encoder(nn.Module):
     def _begin(self, patches: Tensor, kept: Tensor | None = None) -> Tensor:
         """The tokens before the first block, (B, 1 + K, D)."""
         place = self.positions.repeat(patches.shape[1] // self.num_patches, 1)
-        place = place.expand(len(patches), -1, -1)
         if kept is not None:
-            patches, place = take(patches, kept), take(place, kept)
+            patches, place = take(patches, kept), place[kept]
         x = self.projection(patches) + place
         return torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)
 
@@ -209,8 +176,25 @@ class Encoder(nn.Module):
 
 
 def take(tokens: Tensor, numbers: Tensor) -> Tensor:
-    """Rows `numbers` (B, K) of `tokens` (B, N, D): (B, K, D)."""
-    return tokens.gather(1, numbers.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    """Rows `numbers` (B, K) of `tokens` (B, N, D): (B, K, D).
+
+    Whole rows are copied. `gather` looks up every value: for rows of 384 values it took 8 to 17
+    times as long on a CPU, for 32 values twice.
+    """
+    rows = tokens.flatten(0, 1).index_select(0, rows_of(tokens, numbers))
+    return rows.unflatten(0, numbers.shape)
+
+
+def put(tokens: Tensor, numbers: Tensor, rows: Tensor) -> Tensor:
+    """`tokens` (B, N, D) with `rows` (B, K, D) in place of those that `numbers` (B, K) names."""
+    flat = tokens.flatten(0, 1)
+    return flat.index_copy(0, rows_of(tokens, numbers), rows.flatten(0, 1)).view_as(tokens)
+
+
+def rows_of(tokens: Tensor, numbers: Tensor) -> Tensor:
+    """Where rows `numbers` (B, K) of `tokens` (B, N, D) stand in (B N, D): (B K,)."""
+    first = torch.arange(len(tokens), device=tokens.device).unsqueeze(1) * tokens.shape[1]
+    return (numbers + first).flatten()
 
 
 def removed(patches: Tensor, kept: Tensor) -> Tensor:
