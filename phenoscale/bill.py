@@ -7,6 +7,7 @@ import dataclasses
 from phenoscale import flops, gpus
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.config import Study, Trial, num_steps
+from phenoscale.layout import layout_of
 
 A100_FLOPS = 312e12  # dense bf16 peak, NVIDIA A100 datasheet
 UTILIZATION = 0.4  # of that peak; what the bill's GPU-hours assume
@@ -105,13 +106,17 @@ def _gpu_bytes(trial: Trial, screen: ScreenSize) -> float:
     place = trial.placement
     if not place.gpu or trial.is_baseline:
         return 0.0
+    layout = layout_of(
+        trial, screen.channels, screen.classes, workers=place.workers, gpu_bytes=gpus.GPU_BYTES
+    )
+    share = -(-trial.crops.global_batch_size // place.workers)
     return gpus.gpu_bytes(
         trial,
         screen.channels,
         screen.classes,
-        crops=trial.crops.global_batch_size // place.workers,
+        crops=layout.crops_at_once or share,
         gpus=place.workers,
-        strategy=place.strategy,
+        strategy=layout.strategy,
     )
 
 

@@ -151,10 +151,29 @@ def train(
         bool, typer.Option(help="Train ca_mae on random channels in each step.")
     ] = False,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    optimizer: Annotated[str, typer.Option(help="adamw or lion.")] = "adamw",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    optimizer: Annotated[str, typer.Option(help="adamw, lion or muon.")] = "adamw",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, or auto: bf16 where the hardware has it.")
+    ] = "auto",
+    average: Annotated[
+        float, typer.Option(help="Decay of a moving average of the weights; 0 for none.")
+    ] = 0.0,
+    rollback: Annotated[
+        bool, typer.Option(help="Go back to the last milestone at the first spike of the loss.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    crops_at_once: Annotated[
+        int | None, typer.Option(help="Crops that go through the model together; all by default.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Compile the model's layers.")] = False,
+    recompute: Annotated[
+        bool, typer.Option(help="Compute activations again instead of keeping them.")
+    ] = False,
+    profile: Annotated[bool, typer.Option(help="Write a trace of some steps.")] = False,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Folder or URL of checkpoints; in --out by default.")
+    ] = None,
 ) -> None:
     """Train one trial in this process, without Ray or MLflow."""
     with clear_errors():
@@ -183,9 +202,17 @@ def train(
                 crops_per_plate=crops_per_plate,
                 tolerated_bad_sites=tolerated_bad_sites,
             ),
-            optim=config.Optim(lr=lr, name=optimizer, precision=precision),
+            optim=config.Optim(
+                lr=lr, name=optimizer, precision=precision, average=average, rollback=rollback
+            ),
             seed=seed,
-            placement=config.Placement(threads=threads),
+            placement=config.Placement(
+                threads=threads,
+                crops_at_once=crops_at_once,
+                compiled=compiled,
+                recompute=recompute,
+                profile=profile,
+            ),
         )
         prepare_process(threads)
 
@@ -195,11 +222,11 @@ def train(
                 f"{update['crops_per_s']:.0f} crops/s"
             )
 
-        files = StudyFiles(study_dir=out, index=index)
+        files = StudyFiles(study_dir=out, index=index, checkpoints=checkpoints)
         write_trial(trial, files, ScreenIndex.open(index))
         fit = fit_here(lambda cutter, first, last: cutter.stream(first, last))
         fitted = fit(trial, files, tell)
-        typer.echo(f"{fitted.train_s:.1f} s, checkpoint {fitted.checkpoint}")
+        typer.echo(f"{fitted.train_s:.1f} s, checkpoints in {files.checkpoints_of(trial)}")
 
 
 app.command()(cli_models.export)

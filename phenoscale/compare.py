@@ -25,8 +25,9 @@ from phenoscale.study_files import MAP_FILE, SITES_FILE, StudyFiles
 
 COMPARISONS_FILE = "comparisons.json"
 MEASURED = (  # columns of a row that describe the run's cost or place, not its result
-    "trial_id workers launcher train_s embed_s score_s overhead_s cpu_s data_cpu_s data_wait_s "
-    "peak_memory_gib"
+    "trial_id workers launcher lr_source attempts train_s embed_s score_s overhead_s cpu_s "
+    "data_cpu_s data_wait_s communication_s checkpoint_s utilization peak_memory_gib "
+    "peak_gpu_memory_gib"
 ).split()
 
 

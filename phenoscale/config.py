@@ -19,8 +19,9 @@ MASKED_OBJECTIVES = ("munet", "mae", "ca_mae")
 READOUTS = ("patch_mean", "class_token", "patch_sd", "per_channel")
 SAMPLINGS = ("shuffled", "plate_wise", "class_balanced")
 METRICS = ("recall_0.05_0.95", "balanced_accuracy")
-OPTIMIZERS = ("adamw", "lion")
-PRECISIONS = ("fp32", "bf16")
+OPTIMIZERS = ("adamw", "lion", "muon")
+PRECISIONS = ("auto", "fp32", "bf16")
+RATE_SOURCES = ("given", "tuned", "transferred", "paper")
 
 Launcher = Literal["in_place", "ray_train"]
 Strategy = Literal["ddp", "fsdp"]
@@ -84,6 +85,11 @@ class Crops:
             "a share in [0, 1)",
         )
 
+    @property
+    def unit(self) -> int:
+        """Crops that stand together in a batch, and go to one worker together."""
+        return self.crops_per_plate if self.sampling == "plate_wise" else 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -134,10 +140,14 @@ class Optim:
 
     lr: float
     """Peak learning rate."""
+    lr_source: str = "given"
+    """Where that rate is from: tuned (a sweep of this size), transferred (`rates.py`), paper, or
+    given by hand. It says how far to trust a comparison of sizes and changes nothing."""
     name: str = "adamw"
-    """adamw, or the papers' lion."""
-    precision: str = "fp32"
-    """fp32, or bf16 for matrix products and convolutions; weights and sums stay in fp32."""
+    """adamw, the papers' lion, or muon (matrices by Muon, all else by a kind of AdamW)."""
+    precision: str = "auto"
+    """Of matrix products and convolutions, fp32 or bf16; weights and sums stay in fp32. auto takes
+    bf16 where the hardware multiplies it and the network is wide enough to gain by it."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the weight matrices; biases, norms and tokens have none."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -146,11 +156,29 @@ class Optim:
     """Share of the steps over which the rate rises from 0."""
     clip_norm: float = 1.0
     """Largest global norm of the gradient."""
+    average: float = 0.0
+    """Decay of the exponential moving average of the weights, [0, 1), which is then what is
+    embedded and exported; 0 keeps none."""
+    rollback: bool = False
+    """Whether the first spike of the loss (`guard.is_spike`) takes the weights back to the last
+    milestone; the trial goes on behind the spike."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "lr", self.lr, "positive")
         _require(self.name in OPTIMIZERS, "optimizer", self.name, f"one of {', '.join(OPTIMIZERS)}")
-        _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {PRECISIONS}")
+        _require(
+            self.precision in PRECISIONS,
+            "precision",
+            self.precision,
+            f"one of {', '.join(PRECISIONS)}",
+        )
+        _require(
+            self.lr_source in RATE_SOURCES,
+            "lr_source",
+            self.lr_source,
+            f"one of {', '.join(RATE_SOURCES)}",
+        )
+        _require(0 <= self.average < 1, "average", self.average, "a decay in [0, 1)")
         _require(
             0 <= self.warmup_fraction < 1, "warmup_fraction", self.warmup_fraction, "in [0, 1)"
         )
@@ -179,17 +207,29 @@ class Placement:
     """in_place: inside the Tune function, one CPU worker; ray_train: a Ray Train worker group."""
     workers: int = 1
     """Data-parallel workers; more than one needs ray_train."""
+    min_workers: int | None = None
+    """Fewest workers to train with while the cluster has no room for all; None waits for all."""
     gpu: bool = False
     """Whether each worker holds one GPU; needs ray_train."""
     threads: int = 1
     """CPU threads per worker. One by default: sums in another order would change the last bits."""
-    strategy: Strategy = "ddp"
-    """What several workers do: ddp (each holds the model) or fsdp (each holds a part of it)."""
+    strategy: Strategy | None = None
+    """What several workers do: ddp (each holds the model) or fsdp (each holds a part of it). None:
+    fsdp where a GPU does not hold the model, else ddp (`layout.py`)."""
+    crops_at_once: int | None = None
+    """Most crops that a worker puts through the model at once; it sums the gradients of its share
+    of the global batch. None: as many as its GPU holds by `gpus.py`, on a CPU the whole share."""
     compiled: bool = False
     """Whether the model's layers are compiled."""
     recompute: bool = False
     """Whether layers compute their activations again in the backward pass instead of keeping them:
     less memory for a third more operations."""
+    save_every_s: float = 600.0
+    """Seconds between checkpoints, besides those at thirds of the trial."""
+    stall_s: float = 600.0
+    """Seconds without crops, or without word from another worker, after which the trial fails."""
+    profile: bool = False
+    """Whether the first worker writes a trace of some steps to trace.json."""
     readers: Readers = Readers()
     """Who cuts the crops of each worker."""
 
@@ -200,9 +240,25 @@ class Placement:
             self.launcher,
             "in_place or ray_train",
         )
-        _require(self.strategy in ("ddp", "fsdp"), "strategy", self.strategy, "ddp or fsdp")
+        _require(
+            self.strategy in ("ddp", "fsdp", None), "strategy", self.strategy, "ddp, fsdp or None"
+        )
         _require(self.workers > 0, "workers", self.workers, "1 or more")
+        _require(
+            self.min_workers is None or 0 < self.min_workers <= self.workers,
+            "min_workers",
+            self.min_workers,
+            f"None, or from 1 to the {self.workers} workers",
+        )
         _require(self.threads > 0, "threads", self.threads, "1 or more")
+        _require(
+            self.crops_at_once is None or self.crops_at_once > 0,
+            "crops_at_once",
+            self.crops_at_once,
+            "None, or 1 or more",
+        )
+        _require(self.save_every_s > 0, "save_every_s", self.save_every_s, "positive")
+        _require(self.stall_s > 0, "stall_s", self.stall_s, "positive")
         if self.launcher == "in_place" and (self.workers > 1 or self.gpu):
             raise ValueError(
                 f"A trial with workers={self.workers}, gpu={self.gpu} cannot run in place: that is "
@@ -214,6 +270,8 @@ class Placement:
         """Names of what is not the plain way."""
         on = {
             "fsdp": self.strategy == "fsdp",
+            "elastic": self.min_workers is not None,
+            f"at{self.crops_at_once}": self.crops_at_once is not None,
             "compiled": self.compiled,
             "recompute": self.recompute,
         }
@@ -248,12 +306,20 @@ class Trial:
                 f"objective {self.objective.name} with passes={self.crops.passes}: a baseline "
                 "trains on nothing (passes=0), every other objective on at least one pass."
             )
-        unit = self.crops.crops_per_plate if self.crops.sampling == "plate_wise" else 1
-        if self.crops.global_batch_size % (self.placement.workers * unit):
-            of = f"in units of {unit} crops of a plate " if unit > 1 else ""
+        units, at_once = (
+            self.crops.global_batch_size // self.crops.unit,
+            self.placement.crops_at_once,
+        )
+        if units < self.placement.workers:
+            of = f" in units of {self.crops.unit} crops of a plate" if self.crops.unit > 1 else ""
             raise ValueError(
-                f"global_batch_size={self.crops.global_batch_size} does not divide {of}among "
-                f"{self.placement.workers} workers; give a multiple."
+                f"global_batch_size={self.crops.global_batch_size}{of} is too small for "
+                f"{self.placement.workers} workers; give each of them one at least."
+            )
+        if at_once is not None and at_once % self.crops.unit:
+            raise ValueError(
+                f"crops_at_once={at_once} tears the {self.crops.unit} crops of a plate apart; give "
+                "a multiple."
             )
 
     def _check_backbone(self) -> None:
@@ -303,11 +369,13 @@ class Trial:
     def id(self) -> str:
         """Readable name and 8 hexadecimal digits of SHA-256 over the fields that change the result.
 
-        The placement is no part of the hash. It stands at the end of the name where it is not the
-        plain one, so that twins (one trial, placed differently on purpose) keep separate folders.
+        The placement is no part of the hash, nor is where the learning rate is from. The placement
+        stands at the end of the name where it is not the plain one, so that twins (one trial,
+        placed differently on purpose) keep separate folders.
         """
         fields = dataclasses.asdict(self)
         placement = fields.pop("placement")
+        del fields["optim"]["lr_source"]
         text = json.dumps(fields, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = [self.objective.label.replace("+", "_plus").replace("~", "_subsets")]

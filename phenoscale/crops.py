@@ -108,7 +108,7 @@ class Plan:
             ValueError: if that is not one step, or a plate is too small for plate_wise.
         """
         group_sizes = np.asarray(group_sizes, dtype=np.int64)
-        unit = crops.crops_per_plate if crops.sampling == "plate_wise" else 1
+        unit = crops.unit
         if small := int(np.sum((group_sizes > 0) & (group_sizes < unit))):
             raise ValueError(
                 f"{small} plates have fewer sites than the {unit} crops that plate_wise draws "
@@ -138,18 +138,8 @@ class Plan:
         return CropBatch(block.site[0], block.top[0], block.left[0], block.turn[0])
 
     def lanes(self, rank: int, world: int) -> range:
-        """The places in the global batch that are worker `rank`'s.
-
-        Raises:
-            ValueError: if the batch does not divide among the workers.
-        """
-        share, rest = divmod(self.global_batch_size, world)
-        if rest or share % self.unit:
-            raise ValueError(
-                f"A global batch of {self.global_batch_size} in units of {self.unit} does not "
-                f"divide among {world} workers; give a multiple."
-            )
-        return range(rank * share, (rank + 1) * share)
+        """The places in the global batch that are worker `rank`'s."""
+        return lanes(self.global_batch_size, self.unit, rank, world)
 
     def crops(self, first: int, last: int, lanes: range) -> CropBatch:
         """The crops of steps `first` to `last` - 1 in some lanes, arrays (T, L).
@@ -279,6 +269,16 @@ class Plan:
     def _stream(self, stream: int, counter: np.ndarray) -> np.ndarray:
         start = _mix(np.array([self.key], dtype=np.uint64) + np.uint64(stream))
         return _mix(start ^ counter)
+
+
+def lanes(global_batch_size: int, unit: int, rank: int, world: int) -> range:
+    """The places in the global batch that are worker `rank`'s of `world`.
+
+    Whole units, shares as even as can be: where the workers do not divide the batch, some have a
+    unit more. So a group that lost a worker goes on with the same batches.
+    """
+    units = global_batch_size // unit
+    return range(units * rank // world * unit, units * (rank + 1) // world * unit)
 
 
 def permute(position: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from phenoscale import checkpoint
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.code_version import code_version
 from phenoscale.config import BACKBONES_OF, Trial
 from phenoscale.export import (
@@ -30,7 +30,7 @@ from phenoscale.export_graph import write_graphs
 from phenoscale.flops import training_flops
 from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.results import ROW_FILE, ResultsRow, read_row, write_json
-from phenoscale.study_files import MODEL_FILE, TRIAL_FILE
+from phenoscale.study_files import CHECKPOINTS, MODEL_FILE, TRIAL_FILE
 
 CARD_FILE = "README.md"
 _CARD = """\
@@ -143,12 +143,9 @@ def _trained_encoder(
         raise ValueError(f"{directory} is the baseline {trial.objective.name}, without an encoder.")
     if trial.is_baseline:  # its seed is all that its weights follow from
         return build_encoder(trial, channels=facts["channels"]), 0
-    found = sorted(directory.glob("step_*"))
-    if not found:
-        raise ValueError(f"{directory} has no checkpoint step_*: train the trial first.")
     model = build_model(trial, channels=facts["channels"], num_classes=facts["num_classes"])
-    checkpoint.load_model(found[-1], model)
-    return model.encoder, len(checkpoint.read_curve(found[-1]).step)
+    record = Checkpoints((directory / CHECKPOINTS).resolve()).load_weights(model)
+    return model.encoder, record.steps
 
 
 def _write(

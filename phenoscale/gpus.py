@@ -2,10 +2,10 @@
 
 Counted is what lies on a GPU when the forward pass ends: weights, gradients, moments, and the
 activations, which are the tensors that autograd keeps for the backward pass. Attention is fused (no
-N x N matrix is kept), precision is what PyTorch's CUDA autocast makes of a layer: products and
-convolutions take and give bf16, layer and group norm take and give fp32. What comes and goes within
-a step is not counted, and a share of the GPU is reserved for it: at its peak 1 to 8% more than the
-activations of the larger models, 17% of MAE-S/16+ (its spectra).
+N x N matrix is kept), the precision "auto" is bf16, and that is what PyTorch's CUDA autocast makes
+of a layer: products and convolutions take and give bf16, layer and group norm take and give fp32.
+What comes and goes within a step is not counted, and a share of the GPU is reserved for it: at its
+peak 1 to 8% more than the activations of the larger models, 17% of MAE-S/16+ (its spectra).
 
 Legend: `low` is the bytes of a value that a product takes: 4, or 2 in bf16. Other values have 4.
 """
@@ -23,8 +23,10 @@ GPU_BYTES = 80e9
 """Memory of an A100 or H100 of 80 GB, bytes; such a card has a few GB more."""
 RESERVE = 0.1
 """Share of it that is left for temporary tensors, the allocator's gaps, CUDA and NCCL."""
-STATE_BYTES = {"adamw": 16, "lion": 12}
-"""Bytes per parameter in fp32: weight, gradient, and two moments of AdamW or the one of Lion."""
+STATE_BYTES = {"adamw": 16, "lion": 12, "muon": 12}
+"""Bytes per parameter in fp32: weight, gradient, and two moments of AdamW or the one of Lion, or of
+Muon, whose vectors' second one is left out."""
+_AVERAGE_BYTES = 4  # per parameter: the moving average of the weights
 _BUCKET_BYTES = 4  # per parameter: DDP sums gradients in buckets beside the gradients themselves
 _LOW_COPY_BYTES = 2  # per parameter: autograd keeps the bf16 copies that autocast makes of weights
 
@@ -60,7 +62,8 @@ def state_bytes(trial: Trial, channels: int, classes: int) -> int:
     """Bytes of weights, gradients and moments, all on one GPU or shared out among several."""
     if trial.is_baseline:
         return 0
-    return STATE_BYTES[trial.optim.name] * flops.model_parameters(trial, channels, classes)
+    each = STATE_BYTES[trial.optim.name] + _AVERAGE_BYTES * (trial.optim.average > 0)
+    return each * flops.model_parameters(trial, channels, classes)
 
 
 def gpu_bytes(
@@ -83,7 +86,7 @@ def gpu_bytes(
         state += _BUCKET_BYTES * parameters
     else:
         state = state / gpus + 3 * 4 * _largest_layer(trial, parameters)
-    if trial.optim.precision == "bf16":
+    if trial.optim.precision != "fp32":
         state += _LOW_COPY_BYTES * parameters  # of gathered weights too: fsdp does not share them
     return state + crops * activation_bytes(trial, channels, classes)
 
@@ -138,7 +141,7 @@ def _largest_layer(trial: Trial, parameters: int) -> int:
 def _parts(trial: Trial, channels: int, classes: int) -> Iterator[Part]:
     """The parts of the trial's model on one crop, in order."""
     shape, size_px = backbone(trial.backbone), trial.crops.size_px
-    low = 2 if trial.optim.precision == "bf16" else 4
+    low = 2 if trial.optim.precision != "fp32" else 4
     if isinstance(shape, DenseNet):
         yield from _densenet_parts(shape, channels, size_px, low)
         yield _head(shape.embedding_width, classes, low)
@@ -205,8 +208,8 @@ def _mae_parts(trial: Trial, shape: VisionTransformer, channels: int, low: int) 
     fourier = trial.objective.fourier_weight > 0
     seen = patches if fourier else patches - kept
     last = 4 * (patches + 1) * width + 2 * 4 * seen + low * seen * width  # last norm, to pixels
-    gathered = patches * (low * values + 8) if fourier else 0  # what is put in order, and the order
-    yield Part(beside=last + 4 * (patches - kept) * values + gathered)
+    order = 8 * patches if fourier else 0  # in which predictions are put
+    yield Part(beside=last + 4 * (patches - kept) * values + order)
     yield _spectra(trial, patches * values)
 
 
@@ -219,17 +222,16 @@ def _ca_mae_parts(
     values, width = shape.patch_px**2, shape.channel_decoder.width
     heads = shape.channel_decoder.heads // 2  # of the cross-attention
     yield from _encoder_parts(shape, kept, values, low)
-    yield Part(beside=low * kept * shape.width + 8 * tokens)  # to the decoders; order of tokens
+    # To the decoders, in either width, and the order of tokens.
+    yield Part(beside=low * kept * (shape.width + width) + 8 * tokens)
     one = 4 * width + 2 * 2 * 4 + low * 2 * width  # two norms of the same tokens
     one += low * (3 * width + width) + 4 * heads
     one += 4 * (width + 2) + low * (width + 4 * width + 4 * width)  # norm and MLP
     yield Part(beside=tokens * one)
     for _ in range(channels):
         yield from _decoder_parts(shape.channel_decoder, patches, low, low)
-    # The masked tokens are gathered from all before they become pixels, or after; a gather keeps
-    # what it takes from.
-    more = tokens * values if trial.objective.fourier_weight else (tokens - kept) * width
-    yield Part(beside=low * (tokens * width + more) + 4 * (tokens - kept) * values)
+    seen = tokens if trial.objective.fourier_weight else tokens - kept
+    yield Part(beside=low * seen * width + 4 * (tokens - kept) * values)
     yield _spectra(trial, tokens * values)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 ROW_FILE = "row.json"
 CURVE_FILE = "curve.json"
+NOT_TRAINED = "none"
 BASELINES = ("untrained", "untrained_ca", "intensity", "oracle")
 
 
@@ -41,6 +42,14 @@ class ResultsRow:
     """in_place (inside the Tune function) or ray_train."""
     num_parameters: int
     """Parameters of the encoder; 0 without a network."""
+    optimizer: str
+    """adamw, lion or muon; "none" for baselines."""
+    lr: float
+    """Peak learning rate; 0 for baselines."""
+    lr_source: str
+    """Where the rate is from: tuned, transferred, paper or given; "none" for baselines."""
+    precision: str
+    """Of products, as trained: fp32 or bf16; "none" for baselines."""
     training_flops: float
     """Floating point operations of the whole training (`flops.py`)."""
     crops_seen: int
@@ -71,8 +80,12 @@ class ResultsRow:
     """Annotated pairs (or held-out sites) that the score is taken over."""
     sites_skipped: int
     """Unreadable sites that the study's tolerance allowed to skip."""
+    attempts: int
+    """How often training began, the first time included; 0 for baselines."""
+    spikes: int
+    """Steps at which the loss jumped."""
     train_s: float
-    """Wall seconds in the training loop, waiting for data included."""
+    """Wall seconds in the training loop, of all attempts, waiting for data included."""
     embed_s: float
     """Wall seconds of embedding."""
     score_s: float
@@ -85,8 +98,18 @@ class ResultsRow:
     """CPU seconds that data tasks spent reading and cutting."""
     data_wait_s: float
     """Wall seconds in which the training loop waited for crops (part of `train_s`)."""
+    communication_s: float
+    """Wall seconds in which it waited for other workers with nothing to compute (part of
+    `train_s`)."""
+    checkpoint_s: float
+    """Wall seconds in which checkpoints held it up (part of `train_s`)."""
+    utilization: float
+    """Model FLOPs utilization: `training_flops` over `train_s`, as a share of the measured matmul
+    peak of the trial's workers; 0 for baselines."""
     peak_memory_gib: float
     """Peak resident memory of the trial's largest process, GiB."""
+    peak_gpu_memory_gib: float
+    """Peak memory of its fullest GPU, GiB; 0 on CPUs."""
     index_fingerprint: str
     """Fingerprint of the screen's index."""
     code_version: str

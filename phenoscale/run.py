@@ -6,6 +6,7 @@ which trains it here or on a worker group.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,17 +18,18 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from phenoscale import checkpoint, flops, parallel, train
+from phenoscale import flops, parallel, train
 from phenoscale.code_version import code_version
 from phenoscale.config import Study, Trial
 from phenoscale.embed_screen import embed_screen
-from phenoscale.fit import Fitted, Tell, write_trial
+from phenoscale.fit import Fitted, Tell, checkpoints_of, write_trial
 from phenoscale.maps.relationships import load_relationships
 from phenoscale.maps.score import Score, score_probe, score_recall
 from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.models.classifier import Classifier
 from phenoscale.models.panel import MaskedModel, panel
-from phenoscale.results import CURVE_FILE, ResultsRow, write_json
+from phenoscale.record import Record
+from phenoscale.results import CURVE_FILE, NOT_TRAINED, ResultsRow, write_json
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.opened import BadSiteError, Batch
@@ -79,8 +81,8 @@ def run_trial(
         fitted = fit(trial, files, tell)
         _check_delivery(trial, files, fitted)
         model = build_model(trial, channels=channels, num_classes=classes)
-        checkpoint.load_model(fitted.checkpoint, model)
-        write_json(directory / CURVE_FILE, fitted.curve.per_step())
+        checkpoints_of(trial, files).load_weights(model)
+        write_json(directory / CURVE_FILE, dataclasses.asdict(fitted.record.curve))
         clock = time.perf_counter()
         model_loss = train.held_out_loss(trial, model, held_out_batches(trial, files))
         if not isinstance(model, Classifier):
@@ -98,8 +100,10 @@ def run_trial(
     score = _score(trial, study, files, index, embeddings, readout, skipped)
     score_s = time.perf_counter() - clock
 
-    curve = fitted.curve if fitted else checkpoint.Curve()
-    crops_seen = len(curve.step) * trial.crops.global_batch_size
+    record = fitted.record if fitted else Record(precision=NOT_TRAINED)
+    loss = record.curve.loss
+    crops_seen = record.steps * trial.crops.global_batch_size
+    operations = flops.training_flops(trial, len(channels), classes, crops_seen)
     unique = _cutter(trial, files).num_sites if fitted else 0
     used = slot.used()
     row = ResultsRow(
@@ -111,11 +115,15 @@ def run_trial(
         workers=trial.placement.workers,
         launcher=trial.placement.launcher,
         num_parameters=sum(p.numel() for p in encoder.parameters()) if encoder is not None else 0,
-        training_flops=flops.training_flops(trial, len(channels), classes, crops_seen),
+        optimizer=trial.optim.name if fitted else NOT_TRAINED,
+        lr=trial.optim.lr if fitted else 0.0,
+        lr_source=trial.optim.lr_source if fitted else NOT_TRAINED,
+        precision=record.precision,
+        training_flops=operations,
         crops_seen=crops_seen,
         unique_sites=min(unique, crops_seen),
-        steps=len(curve.step),
-        train_loss=float(np.mean(curve.loss[-max(1, len(curve.loss) // 10) :])) if fitted else None,
+        steps=record.steps,
+        train_loss=float(np.mean(loss[-max(1, len(loss) // 10) :])) if fitted else None,
         held_out_loss=model_loss,
         readout=readout,
         metric=study.metric,
@@ -126,19 +134,30 @@ def run_trial(
         num_genes=score.num_genes,
         num_relationships=score.num_relationships,
         sites_skipped=len(skipped),
-        train_s=fitted.train_s if fitted else 0.0,
+        attempts=record.attempts,
+        spikes=len(record.spikes),
+        train_s=record.train_s,
         embed_s=embed_s,
         score_s=score_s,
         overhead_s=used.wall_s - (fitted.train_s if fitted else 0.0) - embed_s - score_s,
         cpu_s=used.cpu_s + (fitted.cpu_s if fitted else 0.0),
         data_cpu_s=fitted.data_cpu_s if fitted else 0.0,
-        data_wait_s=fitted.data_wait_s if fitted else 0.0,
+        data_wait_s=record.data_wait_s,
+        communication_s=record.communication_s,
+        checkpoint_s=record.checkpoint_s,
+        utilization=_utilization(operations, fitted) if fitted else 0.0,
         peak_memory_gib=max(used.peak_memory_gib, fitted.peak_memory_gib if fitted else 0.0),
+        peak_gpu_memory_gib=fitted.peak_gpu_memory_gib if fitted else 0.0,
         index_fingerprint=index.fingerprint,
         code_version=code_version(),
     )
     row.write(directory)
     return row
+
+
+def _utilization(operations: float, fitted: Fitted) -> float:
+    """Operations of training as a share of what the workers could do in its time."""
+    return operations / (fitted.record.train_s * fitted.matmul_peak * len(fitted.workers))
 
 
 def embed_trial(
@@ -189,16 +208,17 @@ def _check_delivery(trial: Trial, files: StudyFiles, fitted: Fitted) -> None:
         raise RuntimeError(f"Trial {trial.id}: {delivered} crops came, {planned} were planned.")
     directory = files.trial_dir(trial)
     write_json(directory / WORKERS_FILE, fitted.workers)
-    if fitted.curve.bad_rows:
-        table = ScreenIndex.open(files.index).take(fitted.curve.bad_rows)
-        lines = zip(fitted.curve.bad_rows, table["site_id"].to_pylist(), strict=True)
+    if fitted.record.bad_rows:
+        table = ScreenIndex.open(files.index).take(fitted.record.bad_rows)
+        lines = zip(fitted.record.bad_rows, table["site_id"].to_pylist(), strict=True)
         text = "".join(f"{row},{site_id}\n" for row, site_id in lines)
         (directory / BAD_SITES_FILE).write_text("row,site_id\n" + text)
-    if len(fitted.curve.bad_rows) > int(trial.crops.tolerated_bad_sites * cutter.num_sites):
+    if len(fitted.record.bad_rows) > int(trial.crops.tolerated_bad_sites * cutter.num_sites):
         raise BadSiteError(
-            f"Trial {trial.id}: {len(fitted.curve.bad_rows)} of {cutter.num_sites} sites could not "
-            f"be read, more than the tolerated share of {trial.crops.tolerated_bad_sites:g}. They "
-            f"are listed in {directory / BAD_SITES_FILE}."
+            f"Trial {trial.id}: {len(fitted.record.bad_rows)} of {cutter.num_sites} sites could "
+            "not be read, more than the tolerated share of "
+            f"{trial.crops.tolerated_bad_sites:g}. They are listed in "
+            f"{directory / BAD_SITES_FILE}."
         )
 
 

@@ -14,6 +14,9 @@ MAP_FILE = "map.parquet"
 PANEL_FILE = "panel.png"
 WORKERS_FILE = "workers.json"
 BAD_SITES_FILE = "bad_sites.csv"
+EVIDENCE_FILE = "non_finite.json"
+TRACE_FILE = "trace.json"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,17 @@ class StudyFiles:
     """entity1,entity2 table of known relationships; needed by recall."""
     latents: Path | None = None
     """True phenotypes per well; needed by the oracle of a simulated screen."""
+
+    checkpoints: str | None = None
+    """Folder or URL of all trials' checkpoints, which every worker of a trial can reach; None for
+    each trial's own folder."""
+
+    def checkpoints_of(self, trial: Trial) -> str:
+        """Folder or URL of one trial's checkpoints."""
+        if self.checkpoints is None:
+            return str(self.trial_dir(trial) / CHECKPOINTS)
+        folder, mark, options = self.checkpoints.partition("?")
+        return f"{folder.rstrip('/')}/{trial.id}{mark}{options}"
 
     def trial_dir(self, trial: Trial) -> Path:
         """Directory of one trial."""

@@ -13,54 +13,65 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from phenoscale import checkpoint
-from phenoscale.checkpoint import Curve
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Trial
+from phenoscale.crops import lanes
+from phenoscale.feed import Batch, Given, feed, on_device
+from phenoscale.guard import is_spike, non_finite
+from phenoscale.layout import Layout
 from phenoscale.models.build import Model
-from phenoscale.optim import build_optimizer, learning_rate
+from phenoscale.optim import WeightAverage, build_optimizer, learning_rate
 from phenoscale.parallel import (
+    Gradient,
+    agreed,
     clip_gradients,
-    mean_over_workers,
-    mixed_precision,
-    on_device,
-    union_over_workers,
-    wrap,
+    gathered,
+    precision_of,
+    sum_over_workers,
 )
+from phenoscale.record import Record
 
-Batch = dict[str, np.ndarray]
-"""crops (B, C, H, W) uint8; turns, labels, rows, bad (B,) int64; read_cpu_s (B,): `cutter.py`."""
+Report = Callable[[dict[str, Any]], None]
+"""Takes progress: step, steps, loss, crops_per_s, waited."""
 
-Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
-"""Takes progress and, where a checkpoint is due, a function that fills a directory with it."""
-
-REPORTS = 20  # progress reports of a trial
-CHECKPOINTS = 3  # checkpoints of a trial, the last one at its end
+REPORTS = 20  # progress reports of a trial, and one more every TICK_S
+MILESTONES = 3  # checkpoints at fixed steps of a trial, the last one at its end
+TICK_S = 10.0
 
 
 @dataclasses.dataclass
 class Trained:
     """What training leaves behind besides the last checkpoint."""
 
-    curve: Curve
-    """Loss, rate and speed per step."""
-    train_s: float = 0.0
-    """Wall seconds in the loop, of this attempt."""
-    data_wait_s: float = 0.0
-    """Of these, seconds spent waiting for crops."""
-    data_cpu_s: float = 0.0
-    """CPU seconds that the crops of this worker cost where they were cut."""
+    record: Record
+    """Of all attempts: the curve, times, spikes."""
     first_step: int = 0
     """Step that this attempt began at."""
     crops: int = 0
     """Crops that this worker trained on, in this attempt."""
+    train_s: float = 0.0
+    """Wall seconds of this worker in the loop, in this attempt."""
+    data_wait_s: float = 0.0
+    """Of these, seconds spent waiting for crops."""
+    data_cpu_s: float = 0.0
+    """CPU seconds that the crops of this worker cost where they were cut."""
+    bad_rows: set[int] = dataclasses.field(default_factory=set)
+    """Rows of the index that this worker's readers passed over."""
 
+    def add(self, batch: Batch, data_s: float) -> None:
+        """Takes in one step of this worker."""
+        self.crops += len(batch["rows"])
+        self.data_wait_s += data_s
+        self.data_cpu_s += float(batch["read_cpu_s"].sum())
+        self.bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is nan or infinite; nothing was updated with it."""
+    def gather_bad_rows(self) -> None:
+        """Puts those of all workers into the record."""
+        self.record.bad_rows = sorted(set(self.record.bad_rows).union(*gathered(self.bad_rows)))
 
 
 def train(
@@ -70,12 +81,15 @@ def train(
     report: Report,
     *,
     steps: int,
+    checkpoints: Checkpoints | None = None,
     rank: int = 0,
     world: int = 1,
     device: str = "cpu",
-    resume: Path | None = None,
+    layout: Layout | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    trace: Path | None = None,
 ) -> Trained:
-    """Trains `model` for the trial's steps and reports as it goes.
+    """Trains `model` for the trial's steps, from its last checkpoint on, and reports as it goes.
 
     Args:
         trial: the cell of the grid.
@@ -83,89 +97,209 @@ def train(
         batches: (first, last) to an iterator over this worker's batches of steps first to last - 1.
         report: called on every worker at the same steps.
         steps: optimizer updates of the whole trial (`Plan.steps`).
+        checkpoints: where the state is kept; None keeps none.
         rank: this worker's place in the global batch.
         world: number of workers.
         device: where the model trains.
-        resume: checkpoint to go on from.
+        layout: how the model and the share of the batch lie on this worker.
+        interrupted: whether the machine is about to go; asked on every worker at the same steps.
+            A checkpoint is written at once then.
+        trace: file for a profile of some steps.
 
     Returns:
-        The curve and the time and crops it took.
+        The record and what this attempt took.
 
     Raises:
-        NonFiniteLossError: before the update that a nan or infinite loss would have made.
+        guard.NonFiniteError: before the update that a nan or infinite loss or gradient would make.
+        feed.StalledError: if no crops come for `placement.stall_s`.
         RuntimeError: if the batches end early.
     """
-    place = torch.device(device)
-    step_model = wrap(model, place, trial.placement)
-    step_model.train()
-    optimizer = build_optimizer(model, trial.optim)
-    curve = checkpoint.load(resume, model, optimizer) if resume else Curve()
-    first = len(curve.step)
-    done = Trained(curve=curve, first_step=first)
-    stream = on_device(batches(first, steps), place)
-    bad_rows = set(curve.bad_rows)
-    share = trial.crops.global_batch_size // world
-    report_at = due(steps, REPORTS)
-    checkpoint_at = due(steps, CHECKPOINTS)
-    start = time.perf_counter()
+    place, layout = torch.device(device), layout or Layout()
+    gradient, optimizer, average, record = _begin(trial, model, place, layout, checkpoints)
+    done = Trained(record, first_step=record.steps)
+    batch_size = trial.crops.global_batch_size
+    mine = lanes(batch_size, trial.crops.unit, rank, world)
+    at_once = layout.crops_at_once or len(mine)
+    report_at, milestones = due(steps, REPORTS), due(steps, MILESTONES)
+    stream = feed(batches(record.steps, steps), place, trial.placement.stall_s)
+    clock = _Clock(rank, place, trial.placement.save_every_s)
+    profile = _Profile(trace if rank == 0 else None)
 
-    for step in range(first, steps):
-        began = time.perf_counter()
-        given = next(stream, None)
-        if given is None or len(given[1]) != share:
-            raise RuntimeError(
-                f"Trial {trial.id}, worker {rank}: the stream gave "
-                f"{'nothing' if given is None else len(given[1])} at step {step} of {steps}; "
-                f"the plan has {share} crops there."
-            )
-        batch, crops, labels = given
-        done.data_wait_s += time.perf_counter() - began
-        done.data_cpu_s += float(batch["read_cpu_s"].sum())
-        done.crops += share
-        bad_rows.update(int(row) for row in batch["bad"] if row >= 0)
+    for step in range(record.steps, steps):
+        clock.start_step()
+        batch, crops, labels = _share(stream, trial, rank, step, steps, len(mine))
+        data_s = clock.lap()
 
         # The random numbers of the global batch are drawn whole and sliced, so that masks do not
         # depend on `world`.
-        draws = random_draws(trial, step, model)[rank * share : (rank + 1) * share]
-        with mixed_precision(trial.optim, place):
-            loss = step_model(crops, labels, draws.to(place))
-        mean_loss = float(mean_over_workers(loss))
-        if not math.isfinite(mean_loss):
-            raise NonFiniteLossError(
-                f"Trial {trial.id}: loss {mean_loss} at step {step}, worker {rank}; nothing was "
-                f"updated. The batch holds index rows {batch['rows'].tolist()}. Lower the learning "
-                f"rate ({trial.optim.lr:g}) or look at these sites."
-            )
-        loss.backward()
-        clip_gradients(model, trial.optim.clip_norm)
+        draws = random_draws(trial, step, model)[mine.start : mine.stop].to(place)
+        loss_sum, exchange_s = gradient.add(crops, labels, draws, at_once, batch_size)
+        norm = clip_gradients(model, trial.optim.clip_norm)
+        clock.lap()
+        # All workers' numbers in one exchange, and on a GPU one wait for them.
+        sums = sum_over_workers(torch.cat([loss_sum[None] / batch_size, clock.asks()]))
+        loss, tick, save, grad_norm = torch.cat([sums, norm[None]]).tolist()
+        waited_s = exchange_s() + (clock.lap() if world > 1 and place.type == "cpu" else 0.0)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            share_loss = float(loss_sum) / len(mine)
+            raise non_finite(trial, step, share_loss, grad_norm, batch["rows"].tolist())
+
         lr = learning_rate(trial.optim, step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
+        spike = is_spike(record.curve.loss, loss)
+        back = None
+        if spike and checkpoints and trial.optim.rollback and not record.rolled_back:
+            back = checkpoints.latest(milestone=True)
+        if checkpoints and back:
+            at = checkpoints.load(back, model, optimizer, average).steps
+            record.rolled_back = [at, step]
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            if average:
+                average.update(model, step + 1)
         optimizer.zero_grad(set_to_none=True)
-        speed = trial.crops.global_batch_size / (time.perf_counter() - began)
-        curve.append(step, mean_loss, lr, speed)
 
-        if step in report_at or step in checkpoint_at:
-            waited = done.data_wait_s / (time.perf_counter() - start)
-            progress = {
-                "step": step + 1,
-                "steps": steps,
-                "loss": mean_loss,
-                "crops_per_s": speed,
-                "waited": waited,
-            }
-            if step in checkpoint_at:
-                curve.bad_rows = sorted(union_over_workers(bad_rows))
-            fill = (
-                (lambda d: checkpoint.save(d, model, optimizer, curve))
-                if step in checkpoint_at
-                else None
-            )
-            report(progress, fill)
+        record.add(
+            step_s=clock.step_s(),
+            global_batch_size=batch_size,
+            step=step,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            data_s=data_s,
+            communication_s=waited_s,
+        )
+        record.spikes += [step] * spike
+        done.add(batch, data_s)
+        stopping = bool(tick) and interrupted()
+        if checkpoints and (save or stopping or step in milestones):
+            done.gather_bad_rows()
+            milestone = trial.optim.rollback and step in milestones
+            checkpoints.save(model, optimizer, record, average, milestone=milestone)
+            if stopping or step == steps - 1:
+                checkpoints.wait()
+            record.held_up(clock.saved())
+        if step in report_at or tick:
+            report(_progress(record, steps))
+        profile.step()
 
-    done.train_s = time.perf_counter() - start
+    done.gather_bad_rows()
+    done.train_s = clock.loop_s()
+    profile.close()
     return done
+
+
+def _begin(
+    trial: Trial,
+    model: Model,
+    device: torch.device,
+    layout: Layout,
+    checkpoints: Checkpoints | None,
+) -> tuple[Gradient, Optimizer, WeightAverage | None, Record]:
+    """What a step works with, as new or as the last checkpoint left it."""
+    found = checkpoints.latest() if checkpoints else None
+    precision = agreed(lambda: precision_of(trial, device))
+    if checkpoints and found:  # another kind of node goes on as the first one began
+        precision = checkpoints.record(found).precision
+    gradient = Gradient(
+        model, device, trial.placement, strategy=layout.strategy, precision=precision
+    )
+    optimizer = build_optimizer(model, trial.optim)
+    average = WeightAverage(model, trial.optim.average) if trial.optim.average else None
+    record = Record(precision=precision)
+    if checkpoints and found:
+        record = checkpoints.load(found, model, optimizer, average)
+    record.attempts += 1
+    return gradient, optimizer, average, record
+
+
+def _share(
+    stream: Iterator[Given], trial: Trial, rank: int, step: int, steps: int, share: int
+) -> Given:
+    """The next batch of this worker, which must have as many crops as the plan gives it."""
+    given = next(stream, None)
+    if given is None or len(given[1]) != share:
+        raise RuntimeError(
+            f"Trial {trial.id}, worker {rank}: the stream gave "
+            f"{'nothing' if given is None else len(given[1])} at step {step} of {steps}; "
+            f"the plan has {share} crops there."
+        )
+    return given
+
+
+def _progress(record: Record, steps: int) -> dict[str, Any]:
+    return {
+        "step": record.steps,
+        "steps": steps,
+        "loss": record.curve.loss[-1],
+        "crops_per_s": record.curve.crops_per_s[-1],
+        "waited": record.data_wait_s / record.train_s,
+    }
+
+
+class _Clock:
+    """Where the time of a step goes, and what time it is for: reports and checkpoints."""
+
+    def __init__(self, rank: int, device: torch.device, save_every_s: float) -> None:
+        self._asking, self._device, self._save_every_s = rank == 0, device, save_every_s
+        self._begin = self._step = self._lap = time.perf_counter()
+        self._ticked = self._saved = self._begin
+
+    def start_step(self) -> None:
+        """A step begins."""
+        self._step = self._lap = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap of this step, or since its start."""
+        before, self._lap = self._lap, time.perf_counter()
+        return self._lap - before
+
+    def step_s(self) -> float:
+        """Seconds of this step so far; laps go on from here."""
+        self._lap = time.perf_counter()
+        return self._lap - self._step
+
+    def asks(self) -> Tensor:
+        """(2,) float32: whether the first worker's clock says to report, and to save."""
+        now = time.perf_counter()
+        tick = self._asking and now - self._ticked > TICK_S
+        save = self._asking and now - self._saved > self._save_every_s
+        if tick:
+            self._ticked = now
+        return torch.tensor([float(tick), float(save)], device=self._device)
+
+    def saved(self) -> float:
+        """A checkpoint was handed over; returns the seconds that this took."""
+        took = self.lap()
+        self._saved = self._lap
+        return took
+
+    def loop_s(self) -> float:
+        """Seconds since the loop began."""
+        return time.perf_counter() - self._begin
+
+
+class _Profile:
+    """A trace of three steps, after some to warm up, where a file for it is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._profile = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._profile = torch.profiler.profile(
+                schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+                on_trace_ready=lambda profile: profile.export_chrome_trace(str(path)),
+            )
+            self._profile.start()
+
+    def step(self) -> None:
+        if self._profile is not None:
+            self._profile.step()
+
+    def close(self) -> None:
+        if self._profile is not None:
+            self._profile.stop()
 
 
 @torch.no_grad()
@@ -176,7 +310,8 @@ def held_out_loss(trial: Trial, model: Model, batches: Iterator[Batch]) -> float
     """
     model.eval()
     total, count = 0.0, 0
-    for number, (_, crops, labels) in enumerate(on_device(batches, torch.device("cpu"))):
+    for number, batch in enumerate(batches):
+        (_, crops, labels), _ = on_device(batch, torch.device("cpu"))
         size = len(crops)
         loss = model(crops, labels, random_draws(trial, 2**31 + number, model, crops=size))
         total, count = total + float(loss) * size, count + size

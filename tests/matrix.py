@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from phenoscale.layout import layout_of
 from phenoscale.train import train
-from tests.test_ddp import leave
 from tests.tiny import TINY, of, placed, silent, tiny_batches, tiny_model
 
 WORLD, STEPS = 2, 4
@@ -48,12 +49,32 @@ def worker(rank: int, folder: Path) -> None:
         torch.compiler.reset()
         batches = tiny_batches(trial, rank, WORLD)
         model = tiny_model(trial)
-        done = train(trial, model, batches, silent, steps=STEPS, rank=rank, world=WORLD)
-        losses[f"{name} {cell}"] = done.curve.loss
+        done = train(
+            trial,
+            model,
+            batches,
+            silent,
+            steps=STEPS,
+            rank=rank,
+            world=WORLD,
+            layout=layout_of(trial, 2, 3, workers=WORLD),
+        )
+        losses[f"{name} {cell}"] = done.record.curve.loss
         if rank == 0:
             print(name, *cell, flush=True)  # noqa: T201  minutes without a word are long
     (folder / f"{rank}.json").write_text(json.dumps(losses))
     leave()
+
+
+def leave() -> None:
+    """Ends a worker that has written its results, together with the others.
+
+    Without the interpreter's own end: threads of gloo and of FSDP's groups may still run then, and
+    now and then abort the process (torch 2.14).
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +89,8 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[floa
 def plain(name: str, precision: str) -> list[float]:
     """The losses of one process without any option."""
     trial = placed(MODELS[name], precision)
-    return train(trial, tiny_model(trial), tiny_batches(trial), silent, steps=STEPS).curve.loss
+    done = train(trial, tiny_model(trial), tiny_batches(trial), silent, steps=STEPS)
+    return done.record.curve.loss
 
 
 @pytest.mark.parametrize("name", MODELS)

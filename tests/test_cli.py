@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from phenoscale.backbones import VISION_TRANSFORMERS
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.cli import app
 from phenoscale.results import ResultsRow
 from phenoscale.screens.index import ScreenIndex
@@ -124,13 +125,13 @@ def test_a_trial_trains_without_ray(tiny_screen: Path, tmp_path: Path):
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == [f"{step}/4" for step in range(1, 5)]
     assert all("loss" in line and line.endswith("crops/s") for line in lines[:-1])
-    (checkpoint,) = tmp_path.glob("trials/*/step_*")
-    assert checkpoint.name == "step_00000004"
-    assert lines[-1].endswith(f" s, checkpoint {checkpoint}")
+    (checkpoints,) = tmp_path.glob("trials/*/checkpoints")
+    assert Checkpoints(checkpoints).latest().startswith("step_00000004")
+    assert lines[-1].endswith(f" s, checkpoints in {checkpoints}")
     again = train(tiny_screen / "index.parquet", tmp_path)  # nothing is left to train
     assert again.exit_code == 0
     (line,) = again.stdout.splitlines()
-    assert line.endswith(f" s, checkpoint {checkpoint}")
+    assert line.endswith(f" s, checkpoints in {checkpoints}")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def other_optim(**fields) -> Trial:
 
 def test_the_id_is_pinned():
     """A change of this id orphans every study on disk; make one only on purpose."""
-    assert TINY.id == "mae-nano_8-f1-s0-6e8c9cc9"
+    assert TINY.id == "mae-nano_8-f1-s0-7c97c60d"
 
 
 def test_the_id_reads_as_what_the_trial_is():
@@ -156,22 +156,34 @@ def test_a_trial_survives_json(trial: Trial):
                 of("wsl", "DenseNet-nano"),
                 placement=Placement(launcher="ray_train", workers=4),
             ),
-            "batch_size=8 does not divide in units of 4 crops of a plate among 4 workers",
+            "global_batch_size=8 in units of 4 crops of a plate is too small for 4 workers",
         ),
         (lambda: Objective(name="wsl", fourier_weight=0.01), "an option of munet, mae, ca_mae"),
         (lambda: Objective(name="mae", fourier_weight=1.0), "fourier_weight is 1.0"),
         (lambda: Objective(name="munet", normalized_targets=True), "an option of mae, ca_mae"),
         (lambda: Objective(name="mae", channel_subsets=True), "an option of ca_mae"),
-        (lambda: Optim(lr=1.0, name="sgd"), "one of adamw, lion"),
+        (lambda: Optim(lr=1.0, name="sgd"), "one of adamw, lion, muon"),
+        (lambda: Optim(lr=1.0, lr_source="luck"), "one of given, tuned, transferred, paper"),
+        (lambda: Optim(lr=1.0, average=1.0), r"average is 1.0, but must be a decay in \[0, 1\)"),
         (lambda: Optim(lr=1.0, precision="fp16"), "precision is 'fp16'"),
-        (lambda: Placement(strategy="zero"), "ddp or fsdp"),
+        (lambda: Placement(strategy="zero"), "ddp, fsdp or None"),
+        (lambda: Placement(launcher="ray_train", workers=2, min_workers=3), "1 to the 2 workers"),
+        (lambda: Placement(crops_at_once=0), "crops_at_once is 0"),
+        (lambda: Placement(save_every_s=0.0), "save_every_s is 0.0"),
+        (lambda: Placement(stall_s=0.0), "stall_s is 0.0"),
         (lambda: other_crops(size_px=20), "multiple of 8"),
         (lambda: other_crops(passes=0), "every other objective on at least one pass"),
         (lambda: dataclasses.replace(BASELINE, backbone="nano/8"), '"none"'),
         (lambda: dataclasses.replace(BASELINE, crops=TINY.crops), "a baseline trains on nothing"),
         (
-            lambda: changed(placement=Placement(launcher="ray_train", workers=3)),
-            "does not divide among 3 workers",
+            lambda: changed(placement=Placement(launcher="ray_train", workers=9)),
+            "global_batch_size=8 is too small for 9 workers",
+        ),
+        (
+            lambda: dataclasses.replace(
+                of("wsl", "DenseNet-nano"), placement=Placement(crops_at_once=6)
+            ),
+            "crops_at_once=6 tears the 4 crops of a plate apart",
         ),
     ],
 )

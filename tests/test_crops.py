@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phenoscale.config import SAMPLINGS, Crops
-from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan, permute
+from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan, lanes, permute
 
 FIELDS = [field.name for field in dataclasses.fields(CropBatch)]
 
@@ -305,7 +305,14 @@ def test_what_lies_outside_the_plan_is_refused():
     for step in (-1, plan.steps):
         with pytest.raises(ValueError, match="not all inside the plan of 2 steps"):
             plan.batch(step)
-    with pytest.raises(ValueError, match="8 in units of 1 does not divide among 3 workers"):
-        plan.batch(0, 0, 3)
     with pytest.raises(ValueError, match="fewer crops than one global batch of 8"):
         plan_of(num_sites=7, batch=8, passes=1)
+
+
+@given(units=st.integers(1, 40), unit=st.integers(1, 5), world=st.integers(1, 12))
+def test_workers_share_a_batch_in_order_whole_units_and_as_evenly_as_can_be(units, unit, world):
+    shares = [lanes(units * unit, unit, rank, world) for rank in range(world)]
+    assert [lane for share in shares for lane in share] == list(range(units * unit))
+    sizes = [len(share) for share in shares]
+    assert all(size % unit == 0 for size in sizes)
+    assert max(sizes) - min(sizes) <= unit

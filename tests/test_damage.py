@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from phenoscale.fit import fit_here
+from phenoscale.fit import checkpoints_of, fit_here
 from phenoscale.screens.build import build_index, damaged_csv
 from phenoscale.screens.check import check_index
 from phenoscale.screens.cutter import BadSiteError, CropCutter
@@ -167,7 +167,7 @@ def test_training_passes_over_exactly_the_damaged_sites(
     cutter = CropCutter(index_path=str(files.index), crops=crops, seed=trial.seed)
     expected = bad_rows(damaged, cutter.rows)
     assert len(cutter.rows) == SITES // 2 and 400 < len(expected) < 600
-    assert fitted.curve.bad_rows == expected
+    assert fitted.record.bad_rows == expected
     assert fitted.crops == crops_per_read * len(cutter.rows)
 
 
@@ -188,4 +188,4 @@ def test_a_smaller_tolerance_stops_the_trial(damaged: Damaged, tmp_path: Path, t
         fit_here(lambda cutter, first, last: cutter.stream(first, last))(
             trial, files, lambda progress: None
         )
-    assert not list(files.trial_dir(trial).glob("step_*")) or tolerated
+    assert checkpoints_of(trial, files).latest() is None or tolerated

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import os
-import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,25 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from phenoscale import checkpoint
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Trial
-from phenoscale.parallel import mean_over_workers
+from phenoscale.guard import NonFiniteError
+from phenoscale.layout import layout_of
+from phenoscale.parallel import agreed, gathered, sum_over_workers
 from phenoscale.train import train
-from tests.tiny import STEPS, TINY, TINY_WSL, of, placed, tiny_batches, tiny_model, train_tiny
+from tests.tiny import (
+    STEPS,
+    TINY,
+    TINY_WSL,
+    of,
+    placed,
+    silent,
+    stopped,
+    tiny_batches,
+    tiny_model,
+    train_tiny,
+    with_optim,
+)
 
 WORLD = 2
 # One case per strategy and option; all of their combinations are in tests/matrix.py.
@@ -25,61 +41,113 @@ TRIALS = {
     "wsl": TINY_WSL,
     "adabn": of("wsl", "DenseNet-nano"),
     "subsets": of("ca_mae", channel_subsets=True),
+    "pieces": placed(TINY, crops_at_once=1),
     "fsdp": placed(TINY, strategy="fsdp"),
+    "fsdp-pieces": placed(TINY, strategy="fsdp", crops_at_once=1),
+    "fsdp-average": placed(with_optim(TINY, average=0.9), strategy="fsdp"),
+    "fsdp-muon": placed(with_optim(TINY, name="muon"), strategy="fsdp"),
     "fsdp-bf16-recompute": placed(of("ca_mae"), "bf16", strategy="fsdp", recompute=True),
     "fsdp-munet": placed(of("munet", "MU-net-nano"), strategy="fsdp", recompute=True),
 }
-# A share of half a batch rounds otherwise in bf16 products.
-CLOSE = {"fsdp-bf16-recompute": 5e-3}
+# A share of half a batch rounds otherwise in bf16 products, which Muon's iterations are too.
+CLOSE = {"fsdp-bf16-recompute": 5e-3, "fsdp-muon": 5e-3}
+CHANGED = {"ddp": TINY, "fsdp": TRIALS["fsdp-average"]}
+"""Trials that are stopped at one world size and go on at another."""
 
 
 def worker(rank: int, folder: Path) -> None:
-    """One of the processes: trains both trials and leaves its curves and checkpoints."""
+    """One of the processes: trains all trials and leaves curves and checkpoints."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=datetime.timedelta(seconds=60),
     )
-    mean = float(mean_over_workers(torch.tensor(float(rank))))
+    total = sum_over_workers(torch.tensor(float(rank + 1))).item()
     losses = {name: train_share(name, trial, rank, folder) for name, trial in TRIALS.items()}
-    (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "mean": mean}))
-    leave()
-
-
-def leave() -> None:
-    """Ends a worker that has written its results, together with the others.
-
-    Without the interpreter's own end: threads of gloo and of FSDP's groups may still run then, and
-    now and then abort the process (torch 2.14).
-    """
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
+    for name, trial in CHANGED.items():
+        layout = layout_of(trial, 2, 3, workers=WORLD)
+        stopped(trial, folder / f"two-{name}", 8, rank=rank, world=WORLD, layout=layout)
+        losses[f"from-one-{name}"] = train_share(f"one-{name}", trial, rank, folder)
+    told = {
+        "losses": losses,
+        "total": total,
+        "numbers": gathered(rank),
+        "first": agreed(lambda: rank),
+        "non_finite": told_of_a_loss_that_is_no_number(rank),
+        "stalled": told_of_a_worker_that_does_not_come(rank),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    os._exit(0)  # the group is broken, as it is meant to be
 
 
 def train_share(name: str, trial: Trial, rank: int, folder: Path) -> list[float]:
-    """Trains one worker's share; its part of the last checkpoint goes to a directory of its own."""
-
-    def report(progress, fill) -> None:
-        if fill is not None:
-            part = folder / f"{name}-{rank}-{progress['step']}"
-            part.mkdir()
-            fill(part)
-
-    batches = tiny_batches(trial, rank, WORLD)
+    """Trains one worker's share, from the last checkpoint in its folder."""
     model = tiny_model(trial)
-    done = train(trial, model, batches, report, steps=STEPS, rank=rank, world=WORLD)
+    with Checkpoints(folder / name) as checkpoints:
+        done = train(
+            trial,
+            model,
+            tiny_batches(trial, rank, WORLD),
+            silent,
+            steps=STEPS,
+            checkpoints=checkpoints,
+            rank=rank,
+            world=WORLD,
+            layout=layout_of(trial, 2, 3, workers=WORLD),
+        )
+    assert checkpoints.latest().startswith(f"step_{STEPS:08d}")
     state = {
         key: x.full_tensor() if isinstance(x, DTensor) else x
         for key, x in model.state_dict().items()
     }
     torch.save(state, folder / f"{name}-{rank}.pt")
-    return done.curve.loss
+    if rank == 0:
+        (folder / f"{name}.communication.json").write_text(
+            json.dumps(done.record.curve.communication_s)
+        )
+    return done.record.curve.loss
+
+
+def told_of_a_loss_that_is_no_number(rank: int) -> dict:
+    """What the second worker's crops do to both, which stop at the same step."""
+
+    def batches(first: int, last: int):
+        for batch in tiny_batches(TINY, rank, WORLD)(first, last):
+            yield batch | {"labels": batch["labels"] * 0 + (rank == 1)}
+
+    model = tiny_model(TINY_WSL)
+    model.register_forward_hook(
+        lambda module, given, loss: loss * (math.nan if given[1][0] else 1.0)
+    )
+    try:
+        train(TINY_WSL, model, batches, silent, steps=2, rank=rank, world=WORLD)
+    except NonFiniteError as error:
+        return {"message": str(error), **error.evidence}
+    raise AssertionError("it passed in silence")
+
+
+def told_of_a_worker_that_does_not_come(rank: int) -> str:
+    """The first worker waits in a collective for the second, which never comes."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    if rank == 1:
+        time.sleep(4)  # alive, and elsewhere
+        return ""
+    try:
+        dist.all_reduce(torch.zeros(()), group=group)
+    except RuntimeError as error:
+        return str(error)
+    raise AssertionError("it went on alone")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two gloo processes left."""
     folder = tmp_path_factory.mktemp("ddp")
+    for name, trial in CHANGED.items():
+        stopped(trial, folder / f"one-{name}", 8)
     torch.multiprocessing.spawn(worker, (folder,), nprocs=WORLD)
     return folder
 
@@ -93,15 +161,29 @@ def test_two_workers_give_the_losses_of_one(folder: Path, name: str):
     one, two = (told(folder, rank)["losses"][name] for rank in range(WORLD))
     assert one == two
     assert len(one) == STEPS
-    alone = train_tiny(TRIALS[name]).curve.loss
+    alone = train_tiny(TRIALS[name]).record.curve.loss
     assert one == pytest.approx(alone, rel=CLOSE.get(name, 1e-5))
 
 
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_trial_goes_on_with_more_workers_or_fewer(folder: Path, name: str):
+    trial = CHANGED[name]
+    whole = train_tiny(trial).record.curve.loss
+    losses = told(folder, 0)["losses"]
+    assert losses[f"from-one-{name}"] == pytest.approx(whole, rel=1e-5)
+    with Checkpoints(folder / f"two-{name}") as checkpoints:
+        batches, model = tiny_batches(trial), tiny_model(trial)
+        rest = train(trial, model, batches, silent, steps=STEPS, checkpoints=checkpoints)
+    assert rest.first_step == 7
+    assert rest.record.curve.loss == pytest.approx(whole, rel=1e-5)
+
+
 def test_options_change_no_number_beyond_rounding():
-    plain = train_tiny(TINY).curve.loss
-    assert train_tiny(placed(TINY, recompute=True)).curve.loss == plain
-    assert train_tiny(placed(TINY, compiled=True)).curve.loss == pytest.approx(plain, rel=1e-4)
-    low = train_tiny(placed(TINY, "bf16")).curve.loss
+    plain = train_tiny(TINY).record.curve.loss
+    assert train_tiny(placed(TINY, recompute=True)).record.curve.loss == plain
+    compiled = train_tiny(placed(TINY, compiled=True)).record.curve.loss
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    low = train_tiny(placed(TINY, "bf16")).record.curve.loss
     assert low == pytest.approx(plain, rel=2e-2) and low != plain
 
 
@@ -111,22 +193,39 @@ def test_all_workers_hold_the_same_weights(folder: Path, name: str):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("name", TRIALS)
-def test_one_process_reads_the_checkpoint_of_two(folder: Path, name: str, tmp_path: Path):
-    """The launcher merges the parts into one directory; then nothing says how many wrote it."""
-    for rank in range(WORLD):
-        shutil.copytree(folder / f"{name}-{rank}-{STEPS}", tmp_path / "whole", dirs_exist_ok=True)
+@pytest.mark.parametrize("name", [name for name in TRIALS if name != "fsdp-average"])
+def test_one_process_reads_the_checkpoint_of_two(folder: Path, name: str):
     model = tiny_model(TRIALS[name])
-    checkpoint.load_model(tmp_path / "whole", model)
+    record = Checkpoints(folder / name).load_weights(model)
     saved = torch.load(folder / f"{name}-0.pt")
     assert all(torch.equal(x, saved[key]) for key, x in model.state_dict().items())
-    assert checkpoint.read_curve(tmp_path / "whole").loss == told(folder, 0)["losses"][name]
+    assert record.curve.loss == told(folder, 0)["losses"][name]
 
 
-def test_means_are_over_workers(folder: Path):
-    assert [told(folder, rank)["mean"] for rank in range(WORLD)] == [0.5, 0.5]
+def test_workers_speak_of_the_same(folder: Path):
+    for rank in range(WORLD):
+        assert (told(folder, rank)["total"], told(folder, rank)["numbers"]) == (3.0, [0, 1])
+        assert told(folder, rank)["first"] == 0
 
 
-def test_a_process_alone_is_its_own_mean():
-    value = torch.tensor(3.0, requires_grad=True)
-    assert float(mean_over_workers(value)) == 3.0
+def test_a_process_alone_speaks_for_itself():
+    assert sum_over_workers(torch.tensor(3.0)).item() == 3.0
+    assert (gathered("a"), agreed(lambda: "b")) == (["a"], "b")
+
+
+def test_all_workers_stop_at_the_loss_of_one_that_is_no_number(folder: Path):
+    one, two = (told(folder, rank)["non_finite"] for rank in range(WORLD))
+    assert one == two
+    assert "loss nan at step 0, worker 1" in one["message"]
+    assert "index rows [4, 5, 6, 7]" in one["message"]
+    assert (one["workers"], one["rows"]) == ([1], list(range(8)))
+    assert one["losses"][0] > 0 and one["losses"][1] is None
+
+
+def test_a_worker_that_does_not_come_is_an_error_and_no_hang(folder: Path):
+    assert "Timed out" in told(folder, 0)["stalled"]
+
+
+def test_time_spent_waiting_for_workers_is_told(folder: Path):
+    waited = json.loads((folder / "mae.communication.json").read_text())
+    assert len(waited) == STEPS and all(seconds > 0 for seconds in waited)

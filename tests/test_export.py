@@ -19,7 +19,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from phenoscale import backbones, checkpoint
+from phenoscale import backbones
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.cli import app
 from phenoscale.config import Trial
 from phenoscale.embed import adapt_to_plate, embed_sites
@@ -32,7 +33,7 @@ from phenoscale.models.vit import standardize
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.index_format import IMAGE_COLUMNS
 from tests.fabricated import make_row
-from tests.tiny import CHANNELS, CLASSES, TINY, TINY_WSL, of
+from tests.tiny import CHANNELS, CLASSES, TINY, TINY_WSL, of, record_of
 
 KINDS = {
     "vision_transformer": TINY,
@@ -71,12 +72,9 @@ def make_trial(folder: Path, trial: Trial, channels: tuple[str, ...] = CHANNELS)
     with torch.no_grad():
         for x in model.parameters():
             x += 0.05 * torch.randn(x.shape, generator=noise)
-    curve = checkpoint.Curve()
-    for step in range(3):
-        curve.append(step, 1.0, 1e-3, 1.0)
-    for last in (2, 3):  # the older one is of no use to anybody
-        (folder / f"step_{last:08d}").mkdir()
-    checkpoint.save(folder / "step_00000003", model, torch.optim.AdamW(model.parameters()), curve)
+    (folder / "checkpoints" / "step_00000004-killed").mkdir(parents=True)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(model, torch.optim.AdamW(model.parameters()), record_of(3))
     return model.encoder.eval()
 
 
@@ -382,7 +380,7 @@ def test_what_cannot_be_exported_is_one_clear_line(exported, tmp_path: Path):
     assert "is no trial's folder" in refused(invoke("export", tmp_path, "--out", tmp_path / "out"))
     write_facts(tmp_path / "trial", TINY)
     line = refused(invoke("export", tmp_path / "trial", "--out", tmp_path / "out"))
-    assert "no checkpoint step_*" in line
+    assert "holds no whole checkpoint" in line
     trial = exported("unet")[1].with_name("unet-trial")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").touch()

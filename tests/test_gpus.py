@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from phenoscale import flops, gpus
 from phenoscale.backbones import DENSENETS, NO_BACKBONE
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+from phenoscale.models import blocks
 from phenoscale.models.build import Model, build_model
 from phenoscale.parallel import mixed_precision, wrap
 from phenoscale.zoo import CHANNELS, CLASSES, ZOO, System
@@ -63,6 +64,12 @@ def inputs(model: Model, crops: int, size_px: int, device: str = "cpu") -> tuple
     )
 
 
+@pytest.fixture(autouse=True)
+def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what trains on a CPU may keep the N x N matrices (`blocks.attend`)."""
+    monkeypatch.setattr(blocks, "attend", lambda *parts: F.scaled_dot_product_attention(*parts))
+
+
 @contextlib.contextmanager
 def kept_tensors(model: torch.nn.Module) -> Iterator[list[int]]:
     """Bytes of every storage that autograd keeps inside, but for those of the model."""
@@ -93,7 +100,10 @@ def kept_per_crop(trial: Trial, unit: int = UNIT) -> float:
     """What more crops add, each: bf16 copies of weights are kept once."""
     model, total = model_of(trial), []
     for crops in (unit, 2 * unit):
-        with kept_tensors(model) as sizes, mixed_precision(trial.optim, torch.device("cpu")):
+        with (
+            kept_tensors(model) as sizes,
+            mixed_precision(trial.optim.precision, torch.device("cpu")),
+        ):
             model(*inputs(model, crops, trial.crops.size_px))
         total.append(sum(sizes))
     return (total[1] - total[0]) / unit
@@ -185,7 +195,7 @@ def test_recomputed_layers_keep_what_they_are_given(
     for crops in (UNIT, 2 * UNIT):
         given = inputs(model, crops, trial.crops.size_px)
         with Living() as living:
-            with mixed_precision(trial.optim, torch.device("cpu")):
+            with mixed_precision(trial.optim.precision, torch.device("cpu")):
                 loss = model(*given)
             left.append(living.left())
             del loss
@@ -203,7 +213,7 @@ def largest_layer(trial: Trial) -> float:
     seen: list[tuple[torch.nn.Module, Tensor]] = []
     for layer in model.layers():
         layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0].detach())))
-    with mixed_precision(trial.optim, torch.device("cpu")):
+    with mixed_precision(trial.optim.precision, torch.device("cpu")):
         model(*inputs(model, 2 * UNIT, trial.crops.size_px))
         most = 0.0
         for layer, x in seen:

@@ -27,6 +27,7 @@ PLAIN = {
     "flops",
     "gpus",
     "memory",
+    "rates",
     "results",
     "slot",
     "study_files",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phenoscale.config import Optim
-from phenoscale.optim import build_optimizer, learning_rate
+from phenoscale.optim import WeightAverage, build_optimizer, learning_rate
 from tests.tiny import TINY, tiny_model
 
 OPTIM = Optim(lr=0.2, warmup_fraction=0.1, weight_decay=0.3, betas=(0.8, 0.9))
@@ -65,6 +65,42 @@ def test_an_update_is_lions():
         expected = expected * (1 - 0.2 * 0.3) - 0.2 * update
         moment = 0.9 * moment + 0.1 * gradient
     torch.testing.assert_close(weight.weight.detach(), expected)
+
+
+def test_an_update_of_muon_has_singular_values_of_one_size():
+    """Muon moves a matrix by lr in an orthogonal direction, scaled to the size of AdamW's steps.
+
+    0.2 sqrt(larger side) makes its root mean square 0.2 (Liu et al. 2025, section 2.2).
+    """
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 16)
+    before, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    optim = dataclasses.replace(OPTIM, name="muon", weight_decay=0.0, lr=0.1)
+    optimizer = build_optimizer(layer, optim)
+    layer.weight.grad = torch.randn(16, 48)
+    layer.bias.grad = torch.randn(16)
+    optimizer.step()
+    moved = torch.linalg.svdvals(layer.weight.detach() - before) / 0.1
+    assert moved.max() / moved.min() < 2  # of the gradient it is 3.4
+    assert (layer.weight.detach() - before).square().mean().sqrt() == pytest.approx(0.02, rel=0.25)
+    assert torch.equal((bias - layer.bias.detach()).sign(), layer.bias.grad.sign())
+
+
+def test_an_average_follows_the_weights():
+    layer = torch.nn.Linear(3, 2)
+    average = WeightAverage(layer, 0.8)
+    expected = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for updates in range(1, 60):
+        with torch.no_grad():
+            for p in layer.parameters():
+                p += 1.0
+        average.update(layer, updates)
+        decay = min(0.8, (1 + updates) / (10 + updates))
+        for name, p in layer.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * p.detach()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(average.weights[name], expected[name])
+        assert not average.weights[name].requires_grad and (average.weights[name] < p).all()
 
 
 def test_one_cycle_by_hand():

@@ -39,7 +39,7 @@ def test_a_row_has_the_papers_hyperparameters_and_fits_on_its_gpus(row: Row):
     optim = trial.optim
     assert (optim.name, optim.betas, optim.weight_decay) == ("lion", (0.9, 0.95), 0.05)
     assert optim.lr == (3e-5 if trial.backbone.startswith("L/") else 1e-4)
-    assert optim.warmup_fraction == 0.1
+    assert (optim.warmup_fraction, optim.lr_source) == (0.1, "paper")
     assert trial.crops.size_px == 256
     assert 38 <= trial.crops.passes <= 100 and 2048 <= trial.crops.global_batch_size <= 16_384
     assert trial.objective.mask_ratio == row.entry.mask_ratio

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from phenoscale.checkpoint import Curve
 from phenoscale.fit import Fitted
+from phenoscale.record import Record
 from phenoscale.run import _check_delivery
 from phenoscale.screens.cutter import BadSiteError, CropCutter
 from phenoscale.study_files import StudyFiles
@@ -31,13 +31,12 @@ def fitted(files: StudyFiles, *, crops: int = 0, bad_rows: tuple[int, ...] = ())
     """What two workers hand back that went on from step 3."""
     cutter = CropCutter(index_path=str(files.index), crops=CROPS, seed=TRIAL.seed)
     return Fitted(
-        checkpoint=files.study_dir,
-        curve=Curve(bad_rows=list(bad_rows)),
+        record=Record(bad_rows=list(bad_rows)),
         train_s=1.0,
-        data_wait_s=0.0,
         data_cpu_s=0.0,
         first_step=3,
         crops=(cutter.plan.steps - 3) * 32 + crops,
+        matmul_peak=1e11,
         workers=[{"crops": 1, "train_s": 1.0, "data_wait_s": 0.1}] * 2,
     )
 

@@ -14,10 +14,12 @@ from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import ScreenSize
 from phenoscale.compare import result_of
 from phenoscale.config import Crops, Placement, Study
-from phenoscale.fit import fit_here
+from phenoscale.fit import checkpoints_of, fit_here
 from phenoscale.on_ray.study import run_study
 from phenoscale.results import read_row, read_rows
 from phenoscale.run import run_trial
+from phenoscale.screens.cutter import CropCutter
+from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import StudyFiles
 
 CROPS = Crops(size_px=32, passes=2, global_batch_size=32, held_out=("batch2/plate2",))
@@ -90,6 +92,12 @@ def test_one_failing_trial_stops_no_other_and_is_named(first, files):
     failures = json.loads((files.study_dir / "failures.json").read_text())
     assert [f["trial_id"] for f in failures] == [DIVERGING.id]
     assert "nothing was updated" in failures[0]["error"]
+    evidence = json.loads((files.trial_dir(DIVERGING) / "non_finite.json").read_text())
+    cutter = CropCutter(index_path=str(files.index), crops=CROPS, seed=DIVERGING.seed)
+    (batch,) = cutter.stream(evidence["step"], evidence["step"] + 1)
+    assert batch["rows"].tolist() == evidence["rows"], "the step can be made again"
+    names = ScreenIndex.open(files.index).metadata()["site_id"][evidence["rows"]]
+    assert evidence["site_ids"] == names.tolist()
     assert "Traceback" not in seen
 
 
@@ -133,7 +141,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_with_the_same_losses(first, 
 
     with pytest.raises(Killed):
         fit_here(dies)(MAE, alone, lambda update: None)
-    assert [p.name for p in alone.trial_dir(MAE).glob("step_*")] == ["step_00000005"]
+    kept = checkpoints_of(MAE, alone)
+    assert kept.record(kept.latest()).steps == 5
     seen = []
 
     def rest(cutter, first, last):
@@ -142,7 +151,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_with_the_same_losses(first, 
 
     fitted = fit_here(rest)(MAE, alone, lambda update: None)
     assert seen == [5]
-    assert fitted.curve.loss == losses(files, MAE)
+    assert fitted.record.curve.loss == losses(files, MAE)
+    assert fitted.record.attempts == 2
 
 
 def test_rows_hold_what_the_trial_did(first, files):
@@ -151,6 +161,9 @@ def test_rows_hold_what_the_trial_did(first, files):
     assert (row.steps, row.crops_seen, row.unique_sites) == (steps, steps * 32, 108)
     assert row.train_s > 0 and row.data_cpu_s > 0 and row.peak_memory_gib > 0.1
     assert row.train_loss is not None and 2 < row.train_loss < 4  # ln 33 = 3.5
+    assert (row.optimizer, row.lr, row.lr_source, row.precision) == ("adamw", 3e-3, "given", "fp32")
+    assert (row.attempts, row.spikes, row.communication_s) == (1, 0, 0.0)
+    assert 0 < row.utilization < 1 and 0 < row.checkpoint_s < row.train_s
     oracle = read_row(files.trial_dir(BASELINES[2]))
     assert (oracle.train_loss, oracle.readout, oracle.crops_seen) == (None, "latents", 0)
     assert set(row.score_by_readout) == {"patch_mean", "class_token", "patch_sd"}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from phenoscale import checkpoint
-from phenoscale.config import Trial
-from phenoscale.optim import learning_rate
+from phenoscale.checkpoint import Checkpoints
+from phenoscale.config import Optim, Placement, Trial
+from phenoscale.feed import StalledError
+from phenoscale.guard import NonFiniteError
+from phenoscale.layout import Layout
+from phenoscale.optim import build_optimizer, learning_rate
 from phenoscale.train import (
-    CHECKPOINTS,
     REPORTS,
-    NonFiniteLossError,
     Trained,
     due,
     held_out_loss,
@@ -35,43 +38,46 @@ from tests.tiny import (
     name_of,
     part,
     silent,
+    stopped,
     tiny_batch,
     tiny_batches,
     tiny_model,
     train_tiny,
 )
 
+
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    theirs = other.state_dict()
+    assert [n for n, x in one.state_dict().items() if not torch.equal(x, theirs[n])] == []
+
+
 BOTH = pytest.mark.parametrize("trial", [TINY, TINY_WSL], ids=lambda t: t.objective.name)
 EVERY = pytest.mark.parametrize("trial", ZOO, ids=name_of)
 
 
 class Listener:
-    """A `report` that remembers, and keeps the checkpoints."""
+    """A `report` that remembers."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
-        self.saved: dict[int, Path] = {}
 
-    def __call__(self, progress: dict[str, Any], fill: Callable[[Path], None] | None) -> None:
+    def __call__(self, progress: dict[str, Any]) -> None:
         self.told.append(progress)
-        if fill is not None:
-            directory = self.folder / str(progress["step"])
-            directory.mkdir(parents=True)
-            fill(directory)
-            self.saved[progress["step"]] = directory
 
 
 def listened(trial: Trial, folder: Path, **options) -> tuple[torch.nn.Module, Trained, Listener]:
-    model, listener = tiny_model(trial), Listener(folder)
-    done = train(trial, model, tiny_batches(trial), listener, **{"steps": STEPS, **options})
+    """Trains a tiny trial with checkpoints in a folder."""
+    model, listener = tiny_model(trial), Listener()
+    with Checkpoints(folder) as checkpoints:
+        options = {"steps": STEPS, "checkpoints": checkpoints, **options}
+        done = train(trial, model, tiny_batches(trial), listener, **options)
     return model, done, listener
 
 
 @EVERY
 def test_losses_fall_on_one_fixed_batch(trial: Trial):
     done = train(trial, tiny_model(trial), tiny_batches(trial, fixed=True), silent, steps=20)
-    losses = done.curve.loss
+    losses = done.record.curve.loss
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[3] < losses[0]  # after three updates
     assert losses[-1] < 0.9 * losses[0]
@@ -87,69 +93,105 @@ def test_golden_losses():
 
 @BOTH
 def test_twice_the_same_trial_gives_the_same_bits(trial: Trial):
-    assert train_tiny(trial).curve.loss == train_tiny(trial).curve.loss
+    assert train_tiny(trial).record.curve.loss == train_tiny(trial).record.curve.loss
 
 
 def test_another_seed_is_another_training():
     other = dataclasses.replace(TINY, seed=1)
-    assert train_tiny(other).curve.loss[0] != train_tiny(TINY).curve.loss[0]
+    assert train_tiny(other).record.curve.loss[0] != train_tiny(TINY).record.curve.loss[0]
 
 
-@BOTH
-def test_a_resumed_trial_is_the_undisturbed_one_bit_for_bit(trial: Trial, tmp_path: Path):
-    model, done, listener = listened(trial, tmp_path / "whole")
-    assert sorted(listener.saved) == [4, 7, 10]
-    for step in (4, 7):
-        again, rest, _ = listened(trial, tmp_path / f"from{step}", resume=listener.saved[step])
-        assert rest.curve.step == done.curve.step == list(range(STEPS))
-        assert rest.curve.loss == done.curve.loss
-        assert rest.curve.lr == done.curve.lr
-        assert rest.curve.crops_per_s[:step] == done.curve.crops_per_s[:step]
-        for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
-            assert torch.equal(one, two), name
+AVERAGED = dataclasses.replace(TINY, optim=dataclasses.replace(TINY.optim, average=0.9))
+LION, MUON = (
+    dataclasses.replace(TINY_WSL, optim=Optim(lr=3e-3, name=name)) for name in ("lion", "muon")
+)
+
+
+@pytest.mark.parametrize("at", [5, 8])
+@pytest.mark.parametrize(
+    "trial", [TINY, TINY_WSL, AVERAGED, LION, MUON], ids=["mae", "wsl", "average", "lion", "muon"]
+)
+def test_a_resumed_trial_is_the_undisturbed_one_bit_for_bit(trial: Trial, at: int, tmp_path: Path):
+    model, done, _ = listened(trial, tmp_path / "whole")
+    stopped(trial, tmp_path / "two", at)
+    again, rest, _ = listened(trial, tmp_path / "two")
+    assert rest.first_step == (4 if at == 5 else 7) and rest.record.attempts == 2
+    assert rest.record.curve.step == done.record.curve.step == list(range(STEPS))
+    for name in ("loss", "lr", "grad_norm"):
+        assert getattr(rest.record.curve, name) == getattr(done.record.curve, name)
+    assert_same_weights(model, again)
+    kept = [Checkpoints(tmp_path / name) for name in ("whole", "two")]
+    one, two = tiny_model(trial), tiny_model(trial)
+    for checkpoints, copy in zip(kept, (one, two), strict=True):
+        checkpoints.load_weights(copy)
+    assert_same_weights(one, two)
 
 
 def test_a_resumed_trial_asks_for_the_rest_alone(tmp_path: Path):
-    _, _, listener = listened(TINY, tmp_path)
+    stopped(TINY, tmp_path, 8)
     asked: list[tuple[int, int]] = []
 
     def batches(first: int, last: int):
         asked.append((first, last))
         return tiny_batches(TINY)(first, last)
 
-    train(TINY, tiny_model(TINY), batches, silent, steps=STEPS, resume=listener.saved[7])
+    train(TINY, tiny_model(TINY), batches, silent, steps=STEPS, checkpoints=Checkpoints(tmp_path))
     assert asked == [(7, STEPS)]
 
 
 def test_a_finished_trial_resumed_changes_nothing(tmp_path: Path):
-    model, done, listener = listened(TINY, tmp_path / "whole")
-    again, rest, silence = listened(TINY, tmp_path / "again", resume=listener.saved[STEPS])
-    assert rest.curve == done.curve and silence.told == []
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
-    )
+    model, done, _ = listened(TINY, tmp_path)
+    again, rest, silence = listened(TINY, tmp_path)
+    assert rest.record.curve.loss == done.record.curve.loss and silence.told == []
+    assert_same_weights(model, again)
 
 
 def test_the_last_checkpoint_holds_the_trained_weights(tmp_path: Path):
-    model, done, listener = listened(TINY, tmp_path)
+    model, done, _ = listened(TINY, tmp_path)
     other = tiny_model(TINY)
-    checkpoint.load_model(listener.saved[STEPS], other)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
-    )
-    assert checkpoint.read_curve(listener.saved[STEPS]) == done.curve
+    record = Checkpoints(tmp_path).load_weights(other)
+    assert_same_weights(model, other)
+    assert record.curve.loss == done.record.curve.loss
+
+
+def test_the_average_is_what_a_trial_leaves(tmp_path: Path):
+    model, _, _ = listened(AVERAGED, tmp_path)
+    left = tiny_model(AVERAGED)
+    Checkpoints(tmp_path).load_weights(left)
+    trained, first = model.encoder.norm.weight, torch.ones_like(model.encoder.norm.weight)
+    average = left.encoder.norm.weight
+    assert not torch.equal(average, trained)
+    assert (average - first).norm() < (trained - first).norm(), "it lags behind"
 
 
 def test_reports_come_at_the_due_steps(tmp_path: Path):
     steps = 45
     _, done, listener = listened(TINY, tmp_path, steps=steps)
-    wanted = due(steps, REPORTS) | due(steps, CHECKPOINTS)
-    assert [told["step"] for told in listener.told] == sorted(step + 1 for step in wanted)
-    assert set(listener.saved) == {step + 1 for step in due(steps, CHECKPOINTS)}
+    assert [told["step"] for told in listener.told] == sorted(s + 1 for s in due(steps, REPORTS))
     for told in listener.told:
         assert told["steps"] == steps
-        assert told["loss"] == done.curve.loss[told["step"] - 1]
-        assert told["crops_per_s"] == done.curve.crops_per_s[told["step"] - 1]
+        assert told["loss"] == done.record.curve.loss[told["step"] - 1]
+        assert told["crops_per_s"] == done.record.curve.crops_per_s[told["step"] - 1]
+        assert 0 <= told["waited"] <= 1
+
+
+def test_time_that_passed_is_reported_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("phenoscale.train.TICK_S", 0.0)
+    hasty = dataclasses.replace(TINY, placement=Placement(save_every_s=1e-6))
+    _, _, listener = listened(hasty, tmp_path, steps=25)
+    assert [told["step"] for told in listener.told] == list(range(1, 26))
+    left = {path.name[:13] for path in tmp_path.iterdir()}
+    assert left == {"step_00000024", "step_00000025"}, "the last two"
+
+
+def test_a_machine_that_is_about_to_go_leaves_a_checkpoint_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("phenoscale.train.TICK_S", 0.0)
+    calls = itertools.count()
+    stopped(TINY, tmp_path, 3, interrupted=lambda: next(calls) == 1)
+    _, rest, _ = listened(TINY, tmp_path)
+    assert rest.first_step == 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21, 1000])
@@ -163,12 +205,32 @@ def test_due_steps_are_even_and_end_at_the_last(steps: int):
 
 def test_the_curve_holds_the_schedule_and_the_counts(tmp_path: Path):
     done = train_tiny(TINY)
-    assert done.curve.step == list(range(STEPS))
-    assert done.curve.lr == [learning_rate(TINY.optim, step, STEPS) for step in range(STEPS)]
+    assert done.record.curve.step == list(range(STEPS))
+    assert done.record.curve.lr == [learning_rate(TINY.optim, step, STEPS) for step in range(STEPS)]
     assert done.data_cpu_s == STEPS * 8 * 0.125  # what the batches say that they cost
     assert 0 <= done.data_wait_s <= done.train_s
-    assert done.curve.bad_rows == []
+    assert done.record.bad_rows == []
     assert (done.first_step, done.crops) == (0, STEPS * 8)
+
+
+def test_times_of_a_step_are_part_of_it(tmp_path: Path):
+    _, done, _ = listened(TINY, tmp_path)
+    record, curve = done.record, done.record.curve
+    step_s = np.array([8 / speed for speed in curve.crops_per_s])
+    parts = np.array([curve.data_s, curve.communication_s])
+    assert (parts >= 0).all() and (parts.sum(axis=0) <= step_s).all()
+    assert [step for step, s in enumerate(curve.checkpoint_s) if s] == sorted(due(STEPS, 3))
+    assert record.train_s == pytest.approx(step_s.sum() + record.checkpoint_s)
+    assert record.checkpoint_s == pytest.approx(sum(curve.checkpoint_s))
+    assert record.data_wait_s == pytest.approx(sum(curve.data_s))
+
+
+def test_a_trace_is_written_where_one_is_asked_for(tmp_path: Path):
+    train(
+        TINY, tiny_model(TINY), tiny_batches(TINY), silent, steps=6, trace=tmp_path / "a/trace.json"
+    )
+    events = json.loads((tmp_path / "a/trace.json").read_text())["traceEvents"]
+    assert any("aten::addmm" in event.get("name", "") for event in events)
 
 
 def test_rows_that_were_passed_over_are_counted_once_and_travel_with_the_checkpoint():
@@ -179,7 +241,7 @@ def test_rows_that_were_passed_over_are_counted_once_and_travel_with_the_checkpo
             yield batch
 
     done = train(TINY, tiny_model(TINY), batches, silent, steps=4)
-    assert done.curve.bad_rows == [3, 70, 71]
+    assert done.record.bad_rows == [3, 70, 71]
 
 
 class Diverging(torch.nn.Module):
@@ -202,21 +264,108 @@ class Diverging(torch.nn.Module):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_update(value: float, tmp_path: Path):
-    model, listener = Diverging(tiny_model(TINY), 3, value), Listener(tmp_path)
-    with pytest.raises(NonFiniteLossError) as error:
+def test_a_loss_that_is_no_number_stops_before_the_update(value: float):
+    model, listener = Diverging(tiny_model(TINY), 3, value), Listener()
+    with pytest.raises(NonFiniteError) as error:
         train(TINY, model, tiny_batches(TINY), listener, steps=STEPS)
-    for named in (TINY.id, "step 3", "worker 0", "24, 25, 26", "0.003"):
+    for named in (TINY.id, "loss", "step 3", "worker 0", "24, 25, 26", "0.003"):
         assert named in str(error.value)
+    assert error.value.evidence == {
+        "trial_id": TINY.id,
+        "step": 3,
+        "workers": [0],
+        "losses": [None],
+        "gradient_is_finite": False,
+        "rows": list(range(24, 32)),
+    }
     assert model.calls == 4
     assert all(torch.equal(model.before[name], x) for name, x in model.state_dict().items())
     assert [told["step"] for told in listener.told] == [1, 2, 3]
 
 
-def test_the_error_names_the_worker():
-    model = Diverging(tiny_model(TINY), 0, math.nan)
-    with pytest.raises(NonFiniteLossError, match="step 0, worker 1"):
-        train(TINY, model, tiny_batches(TINY, 1, 2), silent, steps=1, rank=1, world=2)
+def test_a_gradient_that_is_no_number_stops_before_the_update():
+    class Steep(Diverging):
+        """A loss that is a number and whose derivative is none."""
+
+        def forward(self, crops, labels, noise):
+            loss = super().forward(crops, labels, noise)
+            if self.calls == 4:
+                loss.register_hook(lambda gradient: gradient * math.inf)
+            return loss
+
+    model = Steep(tiny_model(TINY), 3, 1.0)
+    with pytest.raises(NonFiniteError, match="gradient of norm (nan|inf) at step 3") as error:
+        train(TINY, model, tiny_batches(TINY), silent, steps=STEPS)
+    assert (error.value.evidence["workers"], error.value.evidence["losses"][0] > 0) == ([], True)
+    assert all(torch.equal(model.before[name], x) for name, x in model.state_dict().items())
+
+
+class Jumping(Diverging):
+    """A model whose loss is ten times what it should be at one step."""
+
+    def __init__(self, inner: torch.nn.Module, at: int) -> None:
+        super().__init__(inner, at, 10.0)
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_loss_that_jumps_is_noted_and_may_lead_back(rollback: bool, tmp_path: Path):
+    optim = dataclasses.replace(TINY.optim, rollback=rollback)
+    trial, steps = dataclasses.replace(TINY, optim=optim), 60
+    model = Jumping(tiny_model(trial), 45)
+    done = train(
+        trial,
+        model,
+        tiny_batches(trial),
+        silent,
+        steps=steps,
+        checkpoints=Checkpoints(tmp_path / "jumping"),
+    )
+    assert done.record.spikes == [45]
+    assert done.record.curve.loss[45] > 5 * done.record.curve.loss[44]
+    assert done.record.curve.step == list(range(steps))
+    if not rollback:
+        assert done.record.rolled_back == []
+        return
+    assert done.record.rolled_back == [40, 45]
+    # What an undisturbed trial has after 40 steps takes up the batches behind the spike.
+    stopped(trial, tmp_path / "plain", 45, steps=steps)
+    kept = Checkpoints(tmp_path / "plain")
+    other = tiny_model(trial)
+    optimizer = build_optimizer(other, trial.optim)
+    assert kept.load(kept.latest(milestone=True), other, optimizer).steps == 40
+    batch = tiny_batch(trial, 46)
+    crops, labels = (torch.from_numpy(batch[name]) for name in ("crops", "labels"))
+    loss = other(crops, labels, random_draws(trial, 46, other)).item()
+    assert done.record.curve.loss[46] == loss
+
+
+def test_crops_that_do_not_come_are_an_error():
+    patient = dataclasses.replace(TINY, placement=Placement(stall_s=0.3))
+    released = threading.Event()
+
+    def batches(first: int, last: int):
+        yield from tiny_batches(TINY)(first, 2)
+        released.wait(60)
+
+    with pytest.raises(StalledError, match="No crops came for 0.3 s"):
+        train(patient, tiny_model(patient), batches, silent, steps=STEPS)
+    released.set()
+
+
+def test_in_pieces_a_batch_gives_the_losses_of_the_whole():
+    """Of sizes that do not divide it, too: each piece counts by its crops."""
+    whole = train_tiny(TINY).record.curve
+    for at_once in (2, 3):
+        done = train(
+            TINY,
+            tiny_model(TINY),
+            tiny_batches(TINY),
+            silent,
+            steps=STEPS,
+            layout=Layout(crops_at_once=at_once),
+        )
+        assert done.record.curve.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert done.record.curve.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
 
 
 def test_a_stream_that_ends_early_is_an_error():

@@ -7,6 +7,7 @@ that only where a change is meant to change numbers, and say so in the change.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+from phenoscale.record import Record
 from phenoscale.results import BASELINES
 from phenoscale.screens.simulated.planted import ScreenSpec
 from phenoscale.train import Batch, Trained, train
@@ -66,6 +69,11 @@ def placed(trial: Trial, precision: str = "fp32", **options) -> Trial:
         optim=dataclasses.replace(trial.optim, precision=precision),
         placement=Placement(launcher="ray_train", workers=2, **options),
     )
+
+
+def with_optim(trial: Trial, **options) -> Trial:
+    """The trial with other options of its `Optim`."""
+    return dataclasses.replace(trial, optim=dataclasses.replace(trial.optim, **options))
 
 
 ZOO = (
@@ -129,8 +137,43 @@ def tiny_batches(
     return batches
 
 
-def silent(progress: dict, fill: Callable[[Path], None] | None) -> None:
+def silent(progress: dict) -> None:
     """A `report` for those who do not listen."""
+
+
+class Killed(BaseException):
+    """What ends a training in the middle."""
+
+
+def stopped(trial: Trial, folder: Path, at: int, *, rank: int = 0, world: int = 1, **options):
+    """Trains until step `at`, where the batches end in an error, and leaves its checkpoints."""
+
+    def batches(first: int, last: int) -> Iterator[Batch]:
+        yield from tiny_batches(trial, rank, world)(first, at)
+        raise Killed
+
+    model = tiny_model(trial)
+    with contextlib.suppress(Killed), Checkpoints(folder) as checkpoints:
+        options = {"steps": STEPS, "checkpoints": checkpoints, **options}
+        train(trial, model, batches, silent, rank=rank, world=world, **options)
+        raise AssertionError("it was to be stopped")
+
+
+def record_of(steps: int) -> Record:
+    """A record as so many steps may leave it."""
+    record = Record(precision="fp32", attempts=1, bad_rows=[7])
+    for step in range(steps):
+        record.add(
+            step_s=0.5,
+            global_batch_size=8,
+            step=step,
+            loss=1 / (step + 3),
+            lr=0.1 * step,
+            grad_norm=1.5,
+            data_s=0.1,
+            communication_s=0.0,
+        )
+    return record
 
 
 def train_tiny(trial: Trial, steps: int = STEPS) -> Trained:
@@ -140,7 +183,7 @@ def train_tiny(trial: Trial, steps: int = STEPS) -> Trained:
 
 def golden_losses() -> dict[str, list[float]]:
     """The losses that the golden file holds, measured now."""
-    return {name_of(trial): train_tiny(trial).curve.loss for trial in ZOO}
+    return {name_of(trial): train_tiny(trial).record.curve.loss for trial in ZOO}
 
 
 def name_of(trial: Trial) -> str:

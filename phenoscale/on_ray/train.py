@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -17,51 +18,61 @@ if TYPE_CHECKING:
 
 TRAINER_CPUS = 1  # of Ray's count; see `start_ray`
 _MAX_FAILURES = 2
-_COLLECTIVE_TIMEOUT_S = 300
+_RESIZE_S = 60.0  # how often an elastic group looks for room; each change starts it anew
 
 
 def fit_on_workers(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
-    """Trains a trial on a Ray Train worker group; call it inside a Tune function.
+    """A `fit` that trains on a Ray Train worker group; call it inside a Tune function.
 
-    The run has the trial's name in the trial's folder, so that a new attempt goes on from the last
-    checkpoint. Progress reaches Tune through `TuneReportCallback`; `tell` is not needed.
+    Progress reaches Tune through `TuneReportCallback`; `tell` is not needed.
+    """
+    return train_group(trial, files, [TuneReportCallback()])
+
+
+def train_group(
+    trial: Trial, files: StudyFiles, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> Fitted:
+    """Trains a trial on a worker group, started again when a worker, or its node, is lost.
+
+    Every attempt goes on from the trial's last checkpoint, which the workers look for themselves:
+    Ray's own are not used, so one code serves workers, a process without Ray, and whoever comes
+    after a lost driver. An elastic group takes what workers there are, and begins anew, from a
+    checkpoint, when there are more.
 
     Raises:
-        train.NonFiniteLossError: as the workers met it.
+        guard.NonFiniteError: as the workers met it.
         ray.train.TrainingFailedError: when the retries are used up.
     """
-    from phenoscale import checkpoint, train
     from phenoscale.fit import Fitted
+    from phenoscale.guard import NonFiniteError
+    from phenoscale.record import Record
 
+    place = trial.placement
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"trial": trial.as_dict(), "files": files},
         torch_config=TorchConfig(
-            backend="nccl" if trial.placement.gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S
+            backend="nccl" if place.gpu else "gloo", timeout_s=math.ceil(place.stall_s)
         ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=trial.placement.workers,
-            use_gpu=trial.placement.gpu,
-            resources_per_worker={
-                "CPU": TRAINER_CPUS,
-                **({"GPU": 1} if trial.placement.gpu else {}),
-            },
+            num_workers=(place.min_workers, place.workers) if place.min_workers else place.workers,
+            use_gpu=place.gpu,
+            resources_per_worker={"CPU": TRAINER_CPUS, **({"GPU": 1} if place.gpu else {})},
+            elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
         run_config=ray.train.RunConfig(
             name=trial.id,
             storage_path=str(files.trial_dir(trial).parent),
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
+            callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     result = trainer.fit()
     returned = result.return_value
     if "non_finite" in returned:
-        raise train.NonFiniteLossError(returned["non_finite"])
-    place = Path(result.checkpoint.path)
-    return Fitted(checkpoint=place, curve=checkpoint.read_curve(place), **returned)
+        raise NonFiniteError(*returned["non_finite"])
+    return Fitted(**returned | {"record": Record.from_json(returned["record"])})
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import tenacity
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 
 from phenoscale.screens.errors import ImageError, MissingImageError, RootVanishedError
 
@@ -350,6 +352,24 @@ def _s3(url: str) -> tuple[pafs.FileSystem, str]:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
     )  # fmt: skip
     return system, f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+
+
+def writable_folder(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The store of a local folder or URL, and the path in it; the folder need not exist.
+
+    Raises:
+        ValueError: if the URL holds credentials, or no file system knows it.
+    """
+    if "://" not in location:
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
+    _refuse_credentials(location)
+    if urlsplit(location).scheme == "s3":
+        system, base = _s3(location)
+        return ArrowFSWrapper(system), base
+    try:
+        return fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"The folder {location} cannot be opened: {error}.") from error
 
 
 def _missing(name: str) -> FileNotFoundError:
