@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit test-matrix page bench bench-data ui clean
+.PHONY: install demo test lint unit test-matrix page bench bench-data bench-step ui clean
 
 install: $(STAMP)
 
@@ -47,6 +47,11 @@ bench-data: install
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.formats
 	$(BIN)/python -m benchmarks.data
+
+# A training step, beside those of our peers.
+bench-step: install
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e ".[all,dev,bench]"
+	$(BIN)/python -m benchmarks.step
 
 ui: install
 	$(BIN)/phenoscale ui runs/quickstart-seed$(SEED)

@@ -18,6 +18,7 @@ _PACKAGES = (
     "tifffile",
     "torch",
     "timm",
+    "transformers",
     "ray",
     "mlflow",
 )
@@ -77,8 +78,14 @@ def machine() -> dict[str, object]:
     }
 
 
-def publish(figures: Sequence[Figure], json_path: Path | None) -> None:
-    """Print the figures as a table; where a path is given, write them and the machine as JSON."""
+def publish(figures: Sequence[Figure], json_path: Path | None, notes: Sequence[str] = ()) -> None:
+    """Print the figures as a table; where a path is given, write them and the machine as JSON.
+
+    Args:
+        figures: What was measured.
+        json_path: File for the same; None for none.
+        notes: Sentences on how it was measured, and on what was not.
+    """
     width = max(len(f["name"]) for f in figures)
     for f in figures:
         goal = ""
@@ -86,8 +93,11 @@ def publish(figures: Sequence[Figure], json_path: Path | None) -> None:
             sign = ">=" if f["holds"] == (f["value"] >= f["goal"]) else "<="
             goal = f"goal {sign} {f['goal']:g}: {'holds' if f['holds'] else 'MISSED'}"
         print(f"{f['name']:<{width}}  {f['value']:>10.4g} {f['unit']:<14} {goal}".rstrip())
+    for note in notes:
+        print(note)
     here = machine()
     print(f"on {here['cpu']}, {here['cores']} cores, bf16 {here['bf16']}, AMX {here['amx']}")
     if json_path is not None:
-        text = json.dumps({"figures": list(figures), "machine": here}, indent=2)
+        found = {"figures": list(figures), "notes": list(notes), "machine": here}
+        text = json.dumps(found, indent=2)
         json_path.write_text(text + "\n", encoding="utf-8")
