@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit test-matrix page bench bench-data bench-step ui clean
+.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step ui clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ unit: install
 test-matrix: install
 	$(BIN)/python -m pytest tests/matrix.py
 
+# Workers, nodes and drivers that are lost while a trial trains, and a node that joins; some minutes.
+test-chaos: install
+	$(BIN)/python -m pytest tests/chaos_ray.py
+
 # docs/your_own_screen.md, command by command; needs the real data sets, see docs/run_page.py.
 page: install
 	$(BIN)/python docs/run_page.py docs/your_own_screen.md
@@ -40,6 +44,7 @@ page: install
 bench: install
 	$(BIN)/python -m benchmarks.synth
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.chaos
 
 # Indexes, packed stores and crops, beside those of our peers, which are installed for it.
 bench-data: install

@@ -22,6 +22,11 @@ _LOCAL_ENVIRONMENT = {
 _OBJECT_STORE_BYTES = 2**31
 
 
+def stop_ray() -> None:
+    """Leaves the cluster, and ends it where `start_ray` began it."""
+    ray.shutdown()
+
+
 def start_ray(address: str | None = None) -> int:
     """Starts a local Ray, or joins the cluster at `address`, and returns how many workers fit.
 

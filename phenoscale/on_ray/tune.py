@@ -13,13 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import ray
 from ray import tune
 
 from phenoscale.config import Study, Trial
 from phenoscale.fit import fit_here
 from phenoscale.on_ray.data import crop_stream
-from phenoscale.on_ray.start import start_ray
+from phenoscale.on_ray.start import start_ray, stop_ray
 from phenoscale.on_ray.train import TRAINER_CPUS, fit_on_workers
 from phenoscale.results import ROW_FILE, write_json
 from phenoscale.run import run_trial
@@ -76,7 +75,7 @@ def run_grid(
                 some = [t for t in todo if t.placement.workers == workers]
                 failures |= _run(study, files, listener, some, max(1, slots // workers))
         finally:
-            ray.shutdown()
+            stop_ray()
     write_json(
         files.study_dir / FAILURES_FILE,
         [{"trial_id": name, "error": reason} for name, reason in failures.items()],
