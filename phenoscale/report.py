@@ -265,9 +265,10 @@ def _trials_table(rows: Sequence[ResultsRow]) -> Table:
     metric = rows[0].metric if rows else "score"
     columns = (
         f"trial;objective;backbone;data;seed;launcher;workers;{metric} [95%];train loss;"
-        "held-out loss;parameters;training FLOPs;crops seen;unique sites;steps;train s;embed s;"
-        "score s;overhead s;data wait s;waited;CPU s;data CPU s;peak GiB;"
-        "genes;relationships;sites skipped"
+        "held-out loss;optimizer;learning rate;its source;precision;parameters;training FLOPs;"
+        "crops seen;unique sites;steps;train s;embed s;"
+        "score s;overhead s;data wait s;waited;other workers s;checkpoint s;utilization;attempts;"
+        "spikes;CPU s;data CPU s;peak GiB;genes;relationships;sites skipped"
     )
     cells = [
         (
@@ -281,12 +282,16 @@ def _trials_table(rows: Sequence[ResultsRow]) -> Table:
             interval(row.score, row.score_low, row.score_high),
             "-" if row.train_loss is None else f"{row.train_loss:.4g}",
             "-" if row.held_out_loss is None else f"{row.held_out_loss:.4g}",
+            *(row.optimizer, f"{row.lr:g}" if row.lr else "-", row.lr_source, row.precision),
             f"{row.num_parameters:,}",
             f"{row.training_flops:.2e}",
             *(f"{n:,}" for n in (row.crops_seen, row.unique_sites, row.steps)),
             *(f"{s:.1f}" for s in (row.train_s, row.embed_s, row.score_s)),
             *(f"{s:.2f}" for s in (row.overhead_s, row.data_wait_s)),
             f"{row.data_wait_s / row.train_s:.1%}" if row.train_s else "-",
+            *(f"{s:.2f}" for s in (row.communication_s, row.checkpoint_s)),
+            f"{row.utilization:.1%}" if row.utilization else "-",
+            *(str(n) for n in (row.attempts, row.spikes)),
             *(f"{s:.1f}" for s in (row.cpu_s, row.data_cpu_s)),
             f"{row.peak_memory_gib:.2f}",
             *(f"{n:,}" for n in (row.num_genes, row.num_relationships, row.sites_skipped)),
