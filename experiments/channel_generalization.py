@@ -56,7 +56,10 @@ def build_study(seed: int = 0) -> Study:
             objective=objective,
             backbone=BACKBONE,
             crops=seen,
-            optim=Optim(lr=LEARNING_RATE),
+            optim=Optim(
+                lr=LEARNING_RATE,
+                lr_source=grid.simulated_rate_source(objective.label, BACKBONE, LEARNING_RATE),
+            ),
             seed=seed,
         )
         for objective in OBJECTIVES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial
+from phenoscale.rates import TUNED
 
 if TYPE_CHECKING:
     from phenoscale.screens.index import ScreenIndex
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 # Of the simulated screen, without training: crops are two cells wide, and patches of 8 px finer
 # than an organelle.
 SIMULATED = Crops(size_px=64, passes=0, global_batch_size=64, held_out=("batch3/plate2",))
+SITE_PX = 256  # side of its sites
 
 Storage = Annotated[Path, typer.Option(help="Folder for screens and studies.")]
 TrackingUri = Annotated[
@@ -37,17 +40,31 @@ def trained(
     lr: float,
     mask_ratio: float,
     seed: int,
+    lr_source: str = "given",
     placement: Placement | None = None,
 ) -> Trial:
-    """One trained cell."""
+    """One trained cell; `lr_source` is "given" unless the rate is from a sweep, rule or paper."""
     return Trial(
         objective=Objective(name=objective, mask_ratio=mask_ratio),
         backbone=backbone,
         crops=crops,
-        optim=Optim(lr=lr),
+        optim=Optim(lr=lr, lr_source=lr_source),
         seed=seed,
         placement=placement or Placement(),
     )
+
+
+def simulated_rate_source(objective: str, backbone: str, lr: float) -> str:
+    """Of a rate on the simulated screen: "tuned" where the sweep of that size agrees, else "given".
+
+    It agrees within half of its step, a factor of the square root of 2, of the best rate that it
+    bracketed (learning_rate.py). The length of the training is not compared.
+    """
+    for row in TUNED.get(objective, ()):
+        same = (row.backbone, row.global_batch_size) == (backbone, SIMULATED.global_batch_size)
+        if same and abs(math.log2(lr / row.lr)) <= 0.5:
+            return "tuned"
+    return "given"
 
 
 def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> Trial:
@@ -98,6 +115,7 @@ def run_simulated(
     command: str,
     tracking_uri: str | None,
     address: str | None,
+    site_px: int = SITE_PX,
 ) -> int:
     """Simulates the screen of a seed, or finds it in `storage`, and runs a study on it.
 
@@ -110,10 +128,9 @@ def run_simulated(
     from phenoscale.screens.simulated.prepare import simulated_screen
     from phenoscale.study_files import StudyFiles
 
-    spec = ScreenSpec(seed=seed)
-    screen = simulated_screen(
-        spec, storage.resolve() / "screens" / f"simulated-seed{seed}", Console()
-    )
+    spec = ScreenSpec(seed=seed, size_px=site_px)
+    name = f"simulated-seed{seed}" + ("" if site_px == SITE_PX else f"-{site_px}px")
+    screen = simulated_screen(spec, storage.resolve() / "screens" / name, Console())
     files = StudyFiles(
         study_dir=storage.resolve() / study.name,
         index=screen / "index.parquet",
@@ -124,11 +141,11 @@ def run_simulated(
     return run(study, files, size, command, tracking_uri, address, facts)
 
 
-def simulated_bill(study: Study, seed: int) -> str:
+def simulated_bill(study: Study, seed: int, site_px: int = SITE_PX) -> str:
     """What a study on the simulated screen of a seed costs."""
     from phenoscale.screens.simulated.planted import ScreenSpec
 
-    return "\n".join(bill_text(study, simulated_size(ScreenSpec(seed=seed))))
+    return "\n".join(bill_text(study, simulated_size(ScreenSpec(seed=seed, size_px=site_px))))
 
 
 def run(

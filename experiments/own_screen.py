@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DATA_FRACTIONS = (1 / 3, 1.0)
 OBJECTIVES = ("mae", "wsl")
-LEARNING_RATE = {"mae": 4e-3, "ca_mae": 4e-3, "wsl": 2e-3}
+LEARNING_RATE = {"mae": 4e-3, "ca_mae": 4e-3, "wsl": 2e-3}  # by hand, for any backbone
 MASK_RATIO = 0.5
 GLOBAL_BATCH = 64
 HELD_OUT_EVERY = 3  # plates in the index's order

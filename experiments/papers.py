@@ -84,7 +84,7 @@ class Row:
             global_batch_size=self.global_batch_size,
             held_out=held_out,
         )
-        optim = dataclasses.replace(trial.optim, lr=self.lr)
+        optim = dataclasses.replace(trial.optim, lr=self.lr, lr_source="paper")
         return self._placed(dataclasses.replace(trial, crops=crops, optim=optim))
 
     def _placed(self, trial: Trial) -> Trial:
@@ -184,7 +184,7 @@ LAPTOP_FRACTIONS = {
     "RPI-52M": 2 / 3,
     "RPI-93M": 1.0,
 }
-LAPTOP_RATES = {"mae": 8e-3, "wsl": 4e-3, "munet": 8e-3, "ca_mae": 8e-3}
+LAPTOP_RATES = {"mae": 8e-3, "wsl": 4e-3, "munet": 8e-3, "ca_mae": 8e-3}  # by hand
 LAPTOP_MAE_MASK = 0.5  # other objectives and rows of their own: as the papers
 LAPTOP_PASSES, LAPTOP_CROPS_PER_READ = 6, 3
 

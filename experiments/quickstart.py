@@ -28,7 +28,7 @@ DATA_FRACTIONS = (1 / 9, 1 / 3, 1.0)
 PASSES = {"mae": 40, "wsl": 24}  # about equal time: a classifier's step encodes every patch
 CROPS_PER_READ = 4
 MASK_RATIO = 0.5  # two thirds of the papers' 0.75: a crop has 64 patches here, not 256
-LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}
+LEARNING_RATE = {"mae": 8e-3, "wsl": 4e-3}  # by hand, before there was a sweep
 UNTRAINED_SEEDS = (0, 1, 2)
 TWIN_WORKERS = (2, 1)  # of the smallest trial under Ray Train, beside its run in place
 
@@ -48,7 +48,14 @@ def build_study(seed: int = 0) -> Study:
         )
         lr = LEARNING_RATE[objective]
         return grid.trained(
-            objective, name, seen, lr=lr, mask_ratio=MASK_RATIO, seed=seed, placement=place
+            objective,
+            name,
+            seen,
+            lr=lr,
+            lr_source=grid.simulated_rate_source(objective, name, lr),
+            mask_ratio=MASK_RATIO,
+            seed=seed,
+            placement=place,
         )
 
     cells = [

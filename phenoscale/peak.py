@@ -50,11 +50,16 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """What the file holds, but for entries that another version wrote."""
     try:
-        known: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
-        known = {}
-    return known
+        return {}
+    return {
+        key: entry
+        for key, entry in found.items()
+        if isinstance(entry, dict) and {"flops", "undisturbed"} <= entry.keys()
+    }
 
 
 def _measured(device: torch.device, precision: str) -> float:

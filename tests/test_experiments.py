@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import quickstart, real_images
+from experiments import channel_generalization, grid, quickstart, real_images
 from phenoscale.config import num_steps
+from phenoscale.rates import TUNED, TunedRate
 
 
 def test_the_quickstart_is_the_grid_that_it_says():
@@ -37,6 +38,29 @@ def test_cost_follows_the_data_since_passes_are_fixed():
     }
     small, _, whole = (steps[f] for f in quickstart.DATA_FRACTIONS)
     assert whole / small == pytest.approx(9, rel=0.02)
+
+
+def test_a_rate_is_tuned_where_the_sweep_of_its_size_agrees(monkeypatch):
+    rows = (
+        TunedRate(lr=8e-3 * 2**0.4, backbone="nano/8", global_batch_size=64),
+        TunedRate(lr=8e-3 * 2**0.6, backbone="pico/8", global_batch_size=64),
+    )
+    monkeypatch.setitem(TUNED, "mae", rows)
+    monkeypatch.delitem(TUNED, "wsl", raising=False)
+    sources = {
+        (t.objective.name, t.backbone): t.optim.lr_source
+        for t in quickstart.build_study().trials
+        if not t.is_baseline
+    }
+    assert sources.pop(("mae", "nano/8")) == "tuned"
+    assert set(sources.values()) == {"given"} and len(sources) == 3
+    others = channel_generalization.build_study().trials
+    found = [(t.objective.label, t.optim.lr_source) for t in others if not t.is_baseline]
+    assert found == [("mae", "tuned"), ("ca_mae", "given"), ("ca_mae~", "given")]
+    monkeypatch.setitem(
+        TUNED, "mae", (TunedRate(lr=8e-3, backbone="nano/8", global_batch_size=32),)
+    )
+    assert grid.simulated_rate_source("mae", "nano/8", 8e-3) == "given"
 
 
 def test_real_images_say_what_to_do_when_they_are_absent(tmp_path):

@@ -69,9 +69,19 @@ def test_a_parabola_refines_the_best_rate():
 @pytest.mark.parametrize(("best", "edge"), [(1e-4, RATES[0]), (1.0, RATES[-1])])
 def test_a_minimum_at_the_edge_gives_no_rate(best: float, edge: float):
     (found,) = best_rates(swept("nano/8", best))
-    assert found.best is None and found.lowest_at == edge
+    assert (found.best, found.verdict, found.lowest_at) == (None, "edge", edge)
     assert not slopes([found])
     assert "not bracketed" in table([found], [])[1]
+
+
+def test_losses_that_are_all_alike_give_no_rate():
+    rows = [
+        make_row(trial_id=str(lr), backbone="nano/8", lr=lr, held_out_loss=5.29 - 0.01 * (i == 2))
+        for i, lr in enumerate(RATES)
+    ]
+    (found,) = best_rates(rows)
+    assert (found.best, found.verdict, found.lowest_at) == (None, "flat", RATES[2])
+    assert "not bracketed: within 1%" in table([found], [])[1]
 
 
 def test_seeds_are_averaged_and_a_rate_that_lacks_one_does_not_count():

@@ -55,3 +55,11 @@ def test_a_home_that_cannot_be_written_to_is_no_error(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert matmul_peak(CPU, "fp32") > 0
+
+
+@pytest.mark.parametrize("content", ["", "half a fi", '{"a CPU": 1e9}'])
+def test_a_file_that_makes_no_sense_is_measured_over(content: str, cache: Path):
+    cache.parent.mkdir()
+    cache.write_text(content)
+    assert matmul_peak(CPU, "fp32") > 0
+    assert all("flops" in entry for entry in json.loads(cache.read_text()).values())
