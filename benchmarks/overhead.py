@@ -2,9 +2,10 @@
 
 Command: python -m benchmarks.overhead [--quick] [--json FILE]
 
-Step time: one trial trained by plain torch in a process of its own, by Ray Train alone, in place
-under Ray Tune, and by Tune and Train together, in turn, some rounds; ratios of the median steps,
-each to plain torch's of the same round.
+Step time: one trial trained by plain torch in a process of its own, which also cuts its crops; in
+place under Ray Tune, with crops that Ray Data cuts beside it; by Ray Train alone; and by Tune and
+Train together, in turn, some rounds. Ratios of the median steps, in the same round: to plain torch,
+and of what Ray Train adds to the trial in place, whose crops come the same way.
 
 Fixed cost: the time a trial held its slot less its own three phases; it counts from the end of the
 slot's previous trial, so that scheduling, process starts and imports are in it. The first trial
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -42,13 +44,13 @@ SCREEN = ScreenSpec(
     num_complexes=8, num_opposed=2, experimental_batches=2, controls_per_batch=16, size_px=64
 )
 HELD_OUT = ("batch2/plate2",)
-NANO = Crops(size_px=64, passes=30, global_batch_size=64, held_out=HELD_OUT)
+NANO = Crops(size_px=64, passes=20, global_batch_size=64, held_out=HELD_OUT)
 SMALL = Crops(size_px=128, passes=1, global_batch_size=16, held_out=HELD_OUT)
 _WARM_UP = 3  # steps that are left out
 _WAYS = {
     "plain torch": Placement(),
-    "Ray Train": Placement(launcher="ray_train"),
     "in place under Tune": Placement(),
+    "Ray Train": Placement(launcher="ray_train"),
     "Tune and Train": Placement(launcher="ray_train"),
 }
 
@@ -86,12 +88,15 @@ def step_times(name: str, backbone: str, crops: Crops, side_px: int, rounds: int
                 curve = checkpoints.record(checkpoints.latest() or "").curve
                 steps = [crops.global_batch_size / speed for speed in curve.crops_per_s]
                 found.setdefault(way, []).append(statistics.median(steps[_WARM_UP:]))
+                print(f"  {name}, {way}: {1e3 * found[way][-1]:.1f} ms a step", flush=True)
     plain = found["plain torch"]
     figures = [figure(f"step of {name}, plain torch", 1e3 * statistics.median(plain), "ms")]
-    for way in list(_WAYS)[1:]:
-        ratios = [a / b for a, b in zip(found[way], plain, strict=True)]
+    for way, other in itertools.product(list(_WAYS)[1:], ("plain torch", "in place under Tune")):
+        if way == other:
+            continue
+        ratios = [a / b for a, b in zip(found[way], found[other], strict=True)]
         goal = GOAL_STEP if way.endswith("Train") else None
-        label = f"step of {name}, {way} over plain torch ({min(ratios):.3f} to {max(ratios):.3f})"
+        label = f"step of {name}, {way} over {other} ({min(ratios):.3f} to {max(ratios):.3f})"
         figures.append(figure(label, statistics.median(ratios), "", goal, at_most=True))
     return figures
 
@@ -177,12 +182,14 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a few trials of each kind, and no S/16"
     )
+    parser.add_argument("--fixed", action="store_true", help="fixed costs alone")
     parser.add_argument("--json", type=Path, help="file for the same figures")
     arguments = parser.parse_args()
     quick = arguments.quick
     figures = fixed_costs(4, 2) if quick else fixed_costs(12, 4)
-    figures += step_times("nano/8, 64 px", "nano/8", NANO, 64, rounds=1 if quick else 5)
-    if not quick:
+    if not arguments.fixed:
+        figures += step_times("nano/8, 64 px", "nano/8", NANO, 64, rounds=1 if quick else 3)
+    if not (quick or arguments.fixed):
         figures += step_times("S/16, 128 px", "S/16", SMALL, 128, rounds=3)
     publish(figures, arguments.json)
 
