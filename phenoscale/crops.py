@@ -281,6 +281,21 @@ def lanes(global_batch_size: int, unit: int, rank: int, world: int) -> range:
     return range(units * rank // world * unit, units * (rank + 1) // world * unit)
 
 
+def pieces(
+    global_batch_size: int, unit: int, rank: int, world: int, at_once: int | None
+) -> list[slice]:
+    """A worker's share cut into pieces of at most `at_once` crops: places within the share.
+
+    All workers get as many pieces, whatever their shares: FSDP exchanges gradients after each.
+    Where `at_once` is a single unit and shares are uneven, a piece may be a unit larger.
+    """
+    shares = [len(lanes(global_batch_size, unit, r, world)) for r in range(world)]
+    wanted = -(-max(shares) // at_once) if at_once else 1
+    count = min(wanted, min(shares) // unit)
+    cuts = [lanes(shares[rank], unit, piece, count) for piece in range(count)]
+    return [slice(cut.start, cut.stop) for cut in cuts]
+
+
 def permute(position: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
     """Images of `position` under a pseudo-random permutation of range(size), without a table.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,7 +103,7 @@ class Gradient:
         crops: torch.Tensor,
         labels: torch.Tensor,
         draws: torch.Tensor,
-        at_once: int,
+        pieces: Sequence[slice],
         global_batch_size: int,
     ) -> tuple[torch.Tensor, Callable[[], float]]:
         """Adds this share's part of the gradient of the mean loss over the global batch.
@@ -114,7 +114,7 @@ class Gradient:
             crops: (B, C, H, W) uint8, this worker's share.
             labels: (B,) int64.
             draws: (B, R) float32.
-            at_once: crops of a piece.
+            pieces: of the share, to put through the model one after the other.
             global_batch_size: crops of all workers.
 
         Returns:
@@ -124,11 +124,9 @@ class Gradient:
         """
         world = dist.get_world_size() if distributed() else 1
         total = torch.zeros((), device=self._device)
-        for begin in range(0, len(crops), at_once):
-            piece = slice(begin, begin + at_once)
-            size = len(crops[piece])
-            last = begin + size == len(crops)
-            with self._exchanging(last):
+        for number, piece in enumerate(pieces, start=1):
+            size = piece.stop - piece.start
+            with self._exchanging(last=number == len(pieces)):
                 with mixed_precision(self._precision, self._device):
                     loss = self._wrapped(crops[piece], labels[piece], draws[piece])
                 # Workers average their gradients, and this one holds so much of the batch.

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Trial
-from phenoscale.crops import lanes
+from phenoscale.crops import lanes, pieces
 from phenoscale.feed import Batch, Given, feed, on_device
 from phenoscale.guard import is_spike, non_finite
 from phenoscale.layout import Layout
@@ -119,7 +119,7 @@ def train(
     done = Trained(record, first_step=record.steps)
     batch_size = trial.crops.global_batch_size
     mine = lanes(batch_size, trial.crops.unit, rank, world)
-    at_once = layout.crops_at_once or len(mine)
+    parts = pieces(batch_size, trial.crops.unit, rank, world, layout.crops_at_once)
     report_at, milestones = due(steps, REPORTS), due(steps, MILESTONES)
     stream = feed(batches(record.steps, steps), place, trial.placement.stall_s)
     clock = _Clock(rank, place, trial.placement.save_every_s)
@@ -133,7 +133,7 @@ def train(
         # The random numbers of the global batch are drawn whole and sliced, so that masks do not
         # depend on `world`.
         draws = random_draws(trial, step, model)[mine.start : mine.stop].to(place)
-        loss_sum, exchange_s = gradient.add(crops, labels, draws, at_once, batch_size)
+        loss_sum, exchange_s = gradient.add(crops, labels, draws, parts, batch_size)
         norm = clip_gradients(model, trial.optim.clip_norm)
         clock.lap()
         # All workers' numbers in one exchange, and on a GPU one wait for them.

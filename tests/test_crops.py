@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phenoscale.config import SAMPLINGS, Crops
-from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan, lanes, permute
+from phenoscale.crops import WINDOW_GROUPS, CropBatch, Plan, lanes, permute, pieces
 
 FIELDS = [field.name for field in dataclasses.fields(CropBatch)]
 
@@ -316,3 +316,23 @@ def test_workers_share_a_batch_in_order_whole_units_and_as_evenly_as_can_be(unit
     sizes = [len(share) for share in shares]
     assert all(size % unit == 0 for size in sizes)
     assert max(sizes) - min(sizes) <= unit
+
+
+@given(
+    units=st.integers(1, 40),
+    unit=st.integers(1, 5),
+    world=st.integers(1, 6),
+    at_once=st.integers(1, 9) | st.none(),
+)
+def test_pieces_cut_every_share_and_are_as_many_everywhere(units, unit, world, at_once):
+    size, at_once = units * unit, at_once and at_once * unit
+    if units < world:
+        return
+    cut = [pieces(size, unit, rank, world, at_once) for rank in range(world)]
+    assert len({len(of_worker) for of_worker in cut}) == 1
+    for rank, of_worker in enumerate(cut):
+        share = range(len(lanes(size, unit, rank, world)))
+        assert [place for piece in of_worker for place in share[piece]] == list(share)
+        sizes = [len(share[piece]) for piece in of_worker]
+        assert all(n > 0 and n % unit == 0 for n in sizes)
+        assert at_once is None or max(sizes) <= at_once + unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -35,6 +36,8 @@ from tests.tiny import (
 )
 
 WORLD = 2
+SEVEN = dataclasses.replace(TINY, crops=dataclasses.replace(TINY.crops, global_batch_size=7))
+"""A global batch of seven crops, three and four of which are a worker's."""
 # One case per strategy and option; all of their combinations are in tests/matrix.py.
 TRIALS = {
     "mae": TINY,
@@ -42,7 +45,9 @@ TRIALS = {
     "adabn": of("wsl", "DenseNet-nano"),
     "subsets": of("ca_mae", channel_subsets=True),
     "pieces": placed(TINY, crops_at_once=1),
+    "uneven": placed(SEVEN, crops_at_once=2),
     "fsdp": placed(TINY, strategy="fsdp"),
+    "fsdp-uneven": placed(SEVEN, strategy="fsdp", crops_at_once=1),
     "fsdp-pieces": placed(TINY, strategy="fsdp", crops_at_once=1),
     "fsdp-average": placed(with_optim(TINY, average=0.9), strategy="fsdp"),
     "fsdp-muon": placed(with_optim(TINY, name="muon"), strategy="fsdp"),

@@ -17,6 +17,7 @@ import numpy as np
 
 from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
+from phenoscale.crops import lanes
 from phenoscale.record import Record
 from phenoscale.results import BASELINES
 from phenoscale.screens.simulated.planted import ScreenSpec
@@ -121,8 +122,8 @@ def tiny_batch(trial: Trial, step: int) -> Batch:
 
 def part(batch: Batch, rank: int = 0, world: int = 1) -> Batch:
     """A worker's share of a global batch."""
-    share = len(batch["crops"]) // world
-    return {name: x[rank * share : (rank + 1) * share] for name, x in batch.items()}
+    share = lanes(len(batch["crops"]), 1, rank, world)
+    return {name: x[share.start : share.stop] for name, x in batch.items()}
 
 
 def tiny_batches(
