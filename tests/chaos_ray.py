@@ -143,6 +143,50 @@ def test_a_lost_node(screen, undisturbed, tmp_path: Path, monkeypatch: pytest.Mo
     check(record, undisturbed, exact=True)
 
 
+def test_a_node_that_says_it_will_go(
+    screen, undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A spot node's notice: the checkpoint that it leads to is the only one of the first third."""
+    trial = trial_of()
+    trial = dataclasses.replace(
+        trial, placement=dataclasses.replace(trial.placement, save_every_s=1e6)
+    )
+    files = StudyFiles(study_dir=tmp_path, **screen)
+    write_trial(trial, files, ScreenIndex.open(files.index))
+    cluster = nodes(monkeypatch, cpus=2)
+    seen: dict[str, Record] = {}
+    try:
+        group = threading.Thread(
+            target=lambda: seen.update(record=on_ray_train.train_group(trial, files).record)
+        )
+        group.start()
+        while not workers_of_train():
+            time.sleep(0.1)
+        node = next(
+            node
+            for node in cluster.list_all_nodes()
+            if str(workers_of_train()[0].ppid()) == str(node.all_processes["raylet"][0].process.pid)
+        )
+        drain = ["drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}"]
+        reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        subprocess.run(
+            [str(Path(sys.executable).with_name("ray")), *drain, *reason]
+            + ["--deadline-remaining-seconds=600"],
+            check=True,
+        )
+        while not steps_kept(trial, files):
+            time.sleep(0.1)
+        kept = steps_kept(trial, files)
+        for process in workers_of_train():
+            process.send_signal(signal.SIGKILL)
+        group.join(300)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert 0 < kept < len(undisturbed.curve.step) / 3 - 1, "it was not one at a third"
+    check(seen["record"], undisturbed, exact=True)
+
+
 def test_a_node_that_joins(screen, undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(on_ray_train, "_RESIZE_S", 2.0)
     trial = trial_of(workers=2, min_workers=1)

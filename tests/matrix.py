@@ -1,10 +1,12 @@
 """Every kind of model under every combination of strategy, precision and options, on two workers.
 
-`make test-matrix`; tests/test_ddp.py has one case per option for every day.
+And one model on 1, 2 and 4 workers, DDP and FSDP, its shares whole and in four pieces. `make
+test-matrix`; tests/test_ddp.py has one case per option for every day.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -15,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from phenoscale.layout import layout_of
+from phenoscale.layout import Layout, layout_of
 from phenoscale.train import train
 from tests.tiny import TINY, of, placed, silent, tiny_batches, tiny_model
 
@@ -27,6 +29,54 @@ MODELS = {
     "adabn": of("wsl", "DenseNet-nano"),
 }
 CELLS = list(itertools.product(("ddp", "fsdp"), ("fp32", "bf16"), (False, True), (False, True)))
+
+
+SIXTEEN = dataclasses.replace(TINY, crops=dataclasses.replace(TINY.crops, global_batch_size=16))
+WAYS = list(itertools.product((1, 2, 4), ("ddp", "fsdp"), (1, 4)))
+"""Workers, strategy, pieces of a share."""
+
+
+def group(rank: int, folder: Path, world: int) -> None:
+    """One of so many processes: trains 20 steps every way, and leaves its losses."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous{world}", rank=rank, world_size=world
+    )
+    losses = {}
+    for workers, strategy, pieces in WAYS:
+        if workers == world:
+            done = train(
+                SIXTEEN,
+                tiny_model(SIXTEEN),
+                tiny_batches(SIXTEEN, rank, world),
+                silent,
+                steps=20,
+                rank=rank,
+                world=world,
+                layout=Layout(strategy=strategy, crops_at_once=16 // world // pieces),
+            )
+            losses[f"{strategy} {pieces}"] = done.record.curve.loss
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(losses))
+    leave()
+
+
+@pytest.fixture(scope="module")
+def of_groups(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[float]]]:
+    """The losses of 1, 2 and 4 workers; those of the last one."""
+    folder = tmp_path_factory.mktemp("groups")
+    for world in (1, 2, 4):
+        torch.multiprocessing.spawn(group, (folder, world), nprocs=world)
+    return {
+        world: json.loads((folder / f"{world}-{world - 1}.json").read_text()) for world in (1, 2, 4)
+    }
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_twenty_steps_are_the_same_every_way(of_groups, way: tuple[int, str, int]):
+    world, strategy, pieces = way
+    done = train(SIXTEEN, tiny_model(SIXTEEN), tiny_batches(SIXTEEN), silent, steps=20)
+    losses = of_groups[world][f"{strategy} {pieces}"]
+    assert losses == pytest.approx(done.record.curve.loss, rel=1e-5) and len(losses) == 20
 
 
 def trial_of(name: str, cell: tuple[str, str, bool, bool]):
