@@ -18,30 +18,26 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
-import logging
 import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
 from phenoscale.optim import WeightAverage
 from phenoscale.parallel import agreed, distributed
 from phenoscale.record import Record
+from phenoscale.state import empty_moments, names_in, quiet, read_into, tensors_of
 
 FORMAT = 1
 KEEP = 2
@@ -100,7 +96,7 @@ class Checkpoints:
                 self._group = dist.new_group(backend="gloo")  # type: ignore[assignment]  # a member
         name = f"step_{record.steps:08d}-{self._attempt}"
         stager = DefaultStager(_IN_PLACE)
-        tensors: Any = stager.stage(_tensors(model, optimizer, average))
+        tensors: Any = stager.stage(tensors_of(model, optimizer, average))
         stager.close()
         self._writing = self._thread.submit(
             self._write, name, tensors, record.as_json(), record.steps, milestone
@@ -129,12 +125,12 @@ class Checkpoints:
             ValueError: if the checkpoint is not of this model, optimizer and average.
         """
         with self._local(name) as folder:
-            state = _tensors(model, optimizer, average)
-            moments = _empty_moments(folder, model, optimizer)
+            state = tensors_of(model, optimizer, average)
+            moments = empty_moments(folder, model, optimizer)
             state |= {
                 f"optim.{owner}.{key}": x for owner, of in moments.items() for key, x in of.items()
             }
-            _read(folder, state, no_dist=not distributed())
+            read_into(folder, state, no_dist=not distributed())
         for owner, parameter in model.named_parameters():
             if owner in moments:
                 optimizer.state[parameter] = moments[owner]
@@ -158,11 +154,11 @@ class Checkpoints:
             raise ValueError(f"{self._root} holds no whole checkpoint: train the trial first.")
         with self._local(name) as folder:
             state = {f"model.{key}": x for key, x in model.state_dict().items()}
-            averaged = _names_in(folder)
+            averaged = names_in(folder)
             for key, x in model.named_parameters():
                 if f"average.{key}" in averaged:
                     state[f"average.{key}"] = state.pop(f"model.{key}").new_empty(x.shape)
-            _read(folder, state, no_dist=True)
+            read_into(folder, state, no_dist=True)
         model.load_state_dict({key.partition(".")[2]: x for key, x in state.items()})
         return self.record(name)
 
@@ -186,7 +182,7 @@ class Checkpoints:
     ) -> None:
         """Writes this worker's part; the first worker adds record and manifest when all are in."""
         place = f"{self._root}/{name}"
-        with self._folder_to_fill(place) as folder, _quiet():
+        with self._folder_to_fill(place) as folder, quiet():
             dcp.save(
                 tensors,
                 storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True),
@@ -299,72 +295,3 @@ class Checkpoints:
             shutil.rmtree(place)
         else:
             self._system.rm(place, recursive=True)
-
-
-def _tensors(
-    model: nn.Module, optimizer: Optimizer, average: WeightAverage | None
-) -> dict[str, torch.Tensor]:
-    """All of a trial's tensors by name: references, whole or sharded as they are."""
-    state = {f"model.{name}": x.detach() for name, x in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, x in optimizer.state.get(parameter, {}).items():
-            if isinstance(x, torch.Tensor):  # else a flag, made again from the parameter's shape
-                state[f"optim.{name}.{key}"] = x
-    if average is not None:
-        state |= {f"average.{name}": x for name, x in average.weights.items()}
-    return state
-
-
-def _empty_moments(
-    folder: str, model: nn.Module, optimizer: Optimizer
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Room for the optimizer's state of each parameter, as far as the checkpoint has it.
-
-    An optimizer makes its state at its first update, so a new one has none to fill.
-    """
-    saved = _names_in(folder)
-    on_device = bool(optimizer.defaults.get("fused"))
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        prefix = f"optim.{name}."
-        for full in (n for n in saved if n.startswith(prefix) and "." not in n[len(prefix) :]):
-            if saved[full] == parameter.shape and parameter.ndim:
-                empty = torch.zeros_like(parameter, requires_grad=False)
-            else:  # a count of updates
-                empty = torch.zeros(saved[full], device=parameter.device if on_device else "cpu")
-            moments.setdefault(name, {})[full[len(prefix) :]] = empty
-    return moments
-
-
-def _names_in(folder: str) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors in a folder of safetensors files."""
-    with _quiet():
-        metadata = HuggingFaceStorageReader(folder).read_metadata()
-    return {
-        name: entry.size
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-
-
-def _read(folder: str, state: dict[str, Any], no_dist: bool) -> None:
-    """Fills `state` from a checkpoint."""
-    try:
-        with _quiet():
-            dcp.load(state, storage_reader=HuggingFaceStorageReader(folder), no_dist=no_dist)
-    # A BaseException, which would pass every launcher's handler.
-    except CheckpointException as error:
-        reason = next(iter(error.failures.values()))[0]
-        raise ValueError(
-            f"{folder} is no checkpoint of this trial's model: {reason} "
-            "Remove it to train from the start."
-        ) from error
-
-
-class _quiet(warnings.catch_warnings):
-    """Silences what the format says about running without a process group, which is meant here."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)

@@ -26,6 +26,10 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write encoder.onnx too; needs the extra onnx.")
     ] = False,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL of the study's checkpoints; the trial's by default."),
+    ] = None,
 ) -> None:
     """Write a trial's encoder into a folder that is loaded without its study."""
     with clear_errors():
@@ -33,7 +37,15 @@ def export(
         from phenoscale.export_trial import export_encoder
 
         graphs = [GRAPH_FILE] * graph + [ONNX_FILE] * onnx
-        facts = export_encoder(trial, out, readout=readout, graphs=graphs)
+        elsewhere = None
+        if checkpoints is not None:
+            from phenoscale.checkpoint import Checkpoints
+            from phenoscale.screens.storage import writable_folder
+            from phenoscale.study_files import in_folder
+
+            system, root = writable_folder(in_folder(checkpoints, trial.resolve().name))
+            elsewhere = Checkpoints(root, system)
+        facts = export_encoder(trial, out, readout=readout, graphs=graphs, checkpoints=elsewhere)
         typer.echo(f"{out}: {facts.backbone}, {facts.readout}, {facts.width} values")
         for file, difference in facts.graphs.items():
             typer.echo(f"{out / file}: differs from the encoder by at most {difference:.1e}")

@@ -88,6 +88,7 @@ def export_encoder(
     *,
     readout: str | None = None,
     graphs: Sequence[str] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> EncoderFacts:
     """Writes a trial's encoder into a folder, whole or not at all.
 
@@ -97,6 +98,7 @@ def export_encoder(
         readout: what `embed` and the graphs give; by default the study's, and patch_mean where the
             trial has no row.
         graphs: of `GRAPH_FILE` and `ONNX_FILE`.
+        checkpoints: of the trial, where they are not in its folder.
 
     Raises:
         ValueError: if `out` holds something, or the trial has no trained encoder, no such read-out
@@ -106,7 +108,8 @@ def export_encoder(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder. Give the name of a new one.")
     trial, screen = _read_trial(directory)
-    encoder, steps = _trained_encoder(directory, trial, screen)
+    checkpoints = checkpoints or Checkpoints((directory / CHECKPOINTS).resolve())
+    encoder, steps = _trained_encoder(directory, trial, screen, checkpoints)
     row = read_row(directory) if (directory / ROW_FILE).exists() else None
     readout = readout or (row.readout if row else "patch_mean")
     part = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.part")
@@ -136,7 +139,7 @@ def _read_trial(directory: Path) -> tuple[Trial, dict[str, Any]]:
 
 
 def _trained_encoder(
-    directory: Path, trial: Trial, facts: dict[str, Any]
+    directory: Path, trial: Trial, facts: dict[str, Any], checkpoints: Checkpoints
 ) -> tuple[AnyEncoder, int]:
     """The trial's encoder from its last checkpoint, and the updates that made it."""
     if trial.objective.name not in BACKBONES_OF:
@@ -144,8 +147,7 @@ def _trained_encoder(
     if trial.is_baseline:  # its seed is all that its weights follow from
         return build_encoder(trial, channels=facts["channels"]), 0
     model = build_model(trial, channels=facts["channels"], num_classes=facts["num_classes"])
-    record = Checkpoints((directory / CHECKPOINTS).resolve()).load_weights(model)
-    return model.encoder, record.steps
+    return model.encoder, checkpoints.load_weights(model).steps
 
 
 def _write(

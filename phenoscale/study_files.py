@@ -40,9 +40,14 @@ class StudyFiles:
         """Folder or URL of one trial's checkpoints."""
         if self.checkpoints is None:
             return str(self.trial_dir(trial) / CHECKPOINTS)
-        folder, mark, options = self.checkpoints.partition("?")
-        return f"{folder.rstrip('/')}/{trial.id}{mark}{options}"
+        return in_folder(self.checkpoints, trial.id)
 
     def trial_dir(self, trial: Trial) -> Path:
         """Directory of one trial."""
         return self.study_dir / "trials" / trial.id
+
+
+def in_folder(location: str, name: str) -> str:
+    """A folder within a local folder or a URL, whose options stay at its end."""
+    folder, mark, options = location.partition("?")
+    return f"{folder.rstrip('/')}/{name}{mark}{options}"

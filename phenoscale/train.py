@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from phenoscale.checkpoint import Checkpoints
+from phenoscale.clock import Clock, Profile
 from phenoscale.config import Trial
 from phenoscale.crops import lanes, pieces
 from phenoscale.feed import Batch, Given, feed, on_device
@@ -38,9 +38,8 @@ from phenoscale.record import Record
 Report = Callable[[dict[str, Any]], None]
 """Takes progress: step, steps, loss, crops_per_s, waited."""
 
-REPORTS = 20  # progress reports of a trial, and one more every TICK_S
+REPORTS = 20  # progress reports of a trial, and more as time passes
 MILESTONES = 3  # checkpoints at fixed steps of a trial, the last one at its end
-TICK_S = 10.0
 
 
 @dataclasses.dataclass
@@ -122,8 +121,8 @@ def train(
     parts = pieces(batch_size, trial.crops.unit, rank, world, layout.crops_at_once)
     report_at, milestones = due(steps, REPORTS), due(steps, MILESTONES)
     stream = feed(batches(record.steps, steps), place, trial.placement.stall_s)
-    clock = _Clock(rank, place, trial.placement.save_every_s)
-    profile = _Profile(trace if rank == 0 else None)
+    clock = Clock(rank, place, trial.placement.save_every_s)
+    profile = Profile(trace if rank == 0 else None)
 
     for step in range(record.steps, steps):
         clock.start_step()
@@ -236,70 +235,6 @@ def _progress(record: Record, steps: int) -> dict[str, Any]:
         "crops_per_s": record.curve.crops_per_s[-1],
         "waited": record.data_wait_s / record.train_s,
     }
-
-
-class _Clock:
-    """Where the time of a step goes, and what time it is for: reports and checkpoints."""
-
-    def __init__(self, rank: int, device: torch.device, save_every_s: float) -> None:
-        self._asking, self._device, self._save_every_s = rank == 0, device, save_every_s
-        self._begin = self._step = self._lap = time.perf_counter()
-        self._ticked = self._saved = self._begin
-
-    def start_step(self) -> None:
-        """A step begins."""
-        self._step = self._lap = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap of this step, or since its start."""
-        before, self._lap = self._lap, time.perf_counter()
-        return self._lap - before
-
-    def step_s(self) -> float:
-        """Seconds of this step so far; laps go on from here."""
-        self._lap = time.perf_counter()
-        return self._lap - self._step
-
-    def asks(self) -> Tensor:
-        """(2,) float32: whether the first worker's clock says to report, and to save."""
-        now = time.perf_counter()
-        tick = self._asking and now - self._ticked > TICK_S
-        save = self._asking and now - self._saved > self._save_every_s
-        if tick:
-            self._ticked = now
-        return torch.tensor([float(tick), float(save)], device=self._device)
-
-    def saved(self) -> float:
-        """A checkpoint was handed over; returns the seconds that this took."""
-        took = self.lap()
-        self._saved = self._lap
-        return took
-
-    def loop_s(self) -> float:
-        """Seconds since the loop began."""
-        return time.perf_counter() - self._begin
-
-
-class _Profile:
-    """A trace of three steps, after some to warm up, where a file for it is given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._profile = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._profile = torch.profiler.profile(
-                schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
-                on_trace_ready=lambda profile: profile.export_chrome_trace(str(path)),
-            )
-            self._profile.start()
-
-    def step(self) -> None:
-        if self._profile is not None:
-            self._profile.step()
-
-    def close(self) -> None:
-        if self._profile is not None:
-            self._profile.stop()
 
 
 @torch.no_grad()

@@ -184,10 +184,9 @@ def test_a_trial_goes_on_with_more_workers_or_fewer(folder: Path, name: str):
 
 
 def test_options_change_no_number_beyond_rounding():
+    """Compiled layers are in tests/matrix.py: they take a minute to compile."""
     plain = train_tiny(TINY).record.curve.loss
     assert train_tiny(placed(TINY, recompute=True)).record.curve.loss == plain
-    compiled = train_tiny(placed(TINY, compiled=True)).record.curve.loss
-    assert compiled == pytest.approx(plain, rel=1e-4)
     low = train_tiny(placed(TINY, "bf16")).record.curve.loss
     assert low == pytest.approx(plain, rel=2e-2) and low != plain
 

@@ -94,6 +94,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return get
 
 
+def test_checkpoints_may_lie_elsewhere(tmp_path: Path):
+    """As with `StudyFiles.checkpoints`: a folder, or a URL, of all trials of a study."""
+    encoder = make_trial(tmp_path / "trials" / "one", TINY)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "trials" / "one" / "checkpoints").rename(tmp_path / "kept" / "one")
+    options = ["--checkpoints", str(tmp_path / "kept")]
+    words = [str(tmp_path / "trials" / "one"), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, ["export", *words]).exit_code == 2
+    assert CliRunner().invoke(app, ["export", *words, *options]).exit_code == 0
+    loaded = load_encoder(tmp_path / "out")
+    assert torch.equal(loaded.encoder.class_token, encoder.class_token)
+
+
 @pytest.fixture
 def copy(exported, tmp_path: Path) -> Path:
     """An exported transformer that a test may spoil."""

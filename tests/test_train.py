@@ -176,7 +176,7 @@ def test_reports_come_at_the_due_steps(tmp_path: Path):
 
 
 def test_time_that_passed_is_reported_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("phenoscale.train.TICK_S", 0.0)
+    monkeypatch.setattr("phenoscale.clock.TICK_S", 0.0)
     hasty = dataclasses.replace(TINY, placement=Placement(save_every_s=1e-6))
     _, _, listener = listened(hasty, tmp_path, steps=25)
     assert [told["step"] for told in listener.told] == list(range(1, 26))
@@ -187,7 +187,7 @@ def test_time_that_passed_is_reported_and_saved(tmp_path: Path, monkeypatch: pyt
 def test_a_machine_that_is_about_to_go_leaves_a_checkpoint_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("phenoscale.train.TICK_S", 0.0)
+    monkeypatch.setattr("phenoscale.clock.TICK_S", 0.0)
     calls = itertools.count()
     stopped(TINY, tmp_path, 3, interrupted=lambda: next(calls) == 1)
     _, rest, _ = listened(TINY, tmp_path)
