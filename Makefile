@@ -33,7 +33,7 @@ unit: install
 test-matrix: install
 	$(BIN)/python -m pytest tests/matrix.py
 
-# Workers, nodes and drivers that are lost while a trial trains, and a node that joins; some minutes.
+# Workers, nodes and drivers that are lost while a trial trains; a quarter of an hour.
 test-chaos: install
 	$(BIN)/python -m pytest tests/chaos_ray.py
 

@@ -208,7 +208,7 @@ class Placement:
     workers: int = 1
     """Data-parallel workers; more than one needs ray_train."""
     min_workers: int | None = None
-    """Fewest workers to train with while the cluster has no room for all; None waits for all."""
+    """Fewest GPU workers to train with while the cluster has no room for all; None waits for all."""
     gpu: bool = False
     """Whether each worker holds one GPU; needs ray_train."""
     threads: int = 1
@@ -263,6 +263,12 @@ class Placement:
             raise ValueError(
                 f"A trial with workers={self.workers}, gpu={self.gpu} cannot run in place: that is "
                 'one CPU worker. Give launcher="ray_train".'
+            )
+
+        if self.min_workers is not None and not self.gpu:
+            raise ValueError(
+                f"min_workers={self.min_workers} without GPUs: a group that takes what CPUs there "
+                "are leaves none to its readers, and stalls. Leave it out, or give gpu=True."
             )
 
     @property

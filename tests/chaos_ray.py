@@ -1,4 +1,4 @@
-"""What is lost of a Ray cluster while a trial trains: a worker, a node, the driver; or what joins.
+"""What is lost of a Ray cluster while a trial trains: a worker, a node, the driver.
 
 `make test-chaos`, a few minutes. Each time the trial goes on from its last checkpoint and ends with
 the curve of a trial that nothing happened to.
@@ -185,30 +185,6 @@ def test_a_node_that_says_it_will_go(
         cluster.shutdown()
     assert 0 < kept < len(undisturbed.curve.step) / 3 - 1, "it was not one at a third"
     check(seen["record"], undisturbed, exact=True)
-
-
-def test_a_node_that_joins(screen, undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(on_ray_train, "_RESIZE_S", 2.0)
-    trial = trial_of(workers=2, min_workers=1)
-    files = StudyFiles(study_dir=tmp_path, **screen)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    start_ray(cluster.address)
-    seen: dict[str, Record] = {}
-    try:
-        group = threading.Thread(
-            target=lambda: seen.update(record=on_ray_train.train_group(trial, files).record)
-        )
-        group.start()
-        while steps_kept(trial, files) < 100:
-            time.sleep(0.1)
-        cluster.add_node(num_cpus=4)  # from the main thread: it sets signal handlers
-        group.join(300)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    check(seen["record"], undisturbed)
-    assert any(s > 0 for s in seen["record"].curve.communication_s), "it had two workers"
 
 
 STUDY = """

@@ -168,6 +168,10 @@ def test_a_trial_survives_json(trial: Trial):
         (lambda: Optim(lr=1.0, precision="fp16"), "precision is 'fp16'"),
         (lambda: Placement(strategy="zero"), "ddp, fsdp or None"),
         (lambda: Placement(launcher="ray_train", workers=2, min_workers=3), "1 to the 2 workers"),
+        (
+            lambda: Placement(launcher="ray_train", workers=2, min_workers=1),
+            "min_workers=1 without GPUs",
+        ),
         (lambda: Placement(crops_at_once=0), "crops_at_once is 0"),
         (lambda: Placement(save_every_s=0.0), "save_every_s is 0.0"),
         (lambda: Placement(stall_s=0.0), "stall_s is 0.0"),
