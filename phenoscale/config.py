@@ -208,7 +208,7 @@ class Placement:
     workers: int = 1
     """Data-parallel workers; more than one needs ray_train."""
     min_workers: int | None = None
-    """Fewest GPU workers to train with while the cluster has no room for all; None waits for all."""
+    """Fewest GPU workers to train with while there is no room for all; None waits for all."""
     gpu: bool = False
     """Whether each worker holds one GPU; needs ray_train."""
     threads: int = 1
