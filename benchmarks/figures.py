@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from phenoscale.cpu import cpu_flags, cpu_name, multiplies_bf16
+
 _PACKAGES = (
     "phenoscale",
     "numpy",
@@ -55,10 +57,6 @@ def figure(
 
 def machine() -> dict[str, object]:
     """Describe this machine: CPU, usable cores, bf16 and AMX, Python and package versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
-    flags = set(fields.get("flags", "").split())
     versions = {}
     for package in _PACKAGES:
         try:
@@ -66,12 +64,12 @@ def machine() -> dict[str, object]:
         except importlib.metadata.PackageNotFoundError:
             continue  # a machine without Ray or MLflow runs the benchmarks of the other sides
     return {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "bf16": bool(flags & {"avx512_bf16", "amx_bf16"}),
-        "amx": "amx_tile" in flags,
+        "bf16": multiplies_bf16(),
+        "amx": "amx_tile" in cpu_flags(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,

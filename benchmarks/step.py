@@ -72,7 +72,7 @@ def contenders(
                 run = _peer(_hugging_face(attention), p, threads)
                 name = f"transformers ViTMAE {attention}, {p}"
                 found.append(Contender(name, p, run, one_of=f"transformers ViTMAE, {p}"))
-        if objective == "ca_mae" and step_peers.has_channel_loop():
+        if objective == "ca_mae":
             found.append(Contender(f"{LOOP}, {p}", p, _peer(step_peers.ChannelLoop, p, threads)))
     return found
 

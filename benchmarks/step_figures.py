@@ -119,6 +119,4 @@ def notes_of(
         )
     if not step_peers.has_transformers():
         out.append("transformers ViTMAE: not installed")
-    if not step_peers.has_channel_loop():
-        out.append("loop over channels: not in this tree")
     return out

@@ -15,9 +15,11 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from benchmarks.step_camae_loop import ChannelLoopMAE
 from benchmarks.step_cases import Batch, Case
 from phenoscale.backbones import VisionTransformer, vision_transformer
 from phenoscale.config import Optim
+from phenoscale.optim import build_optimizer
 
 
 def standardized(crops: Tensor) -> Tensor:
@@ -154,8 +156,6 @@ class ChannelLoop(nn.Module):
     def __init__(self, case: Case) -> None:
         """Builds it in the case's shape."""
         super().__init__()
-        from benchmarks.step_camae_loop import ChannelLoopMAE
-
         trial = case.trial("fp32")
         self.model = ChannelLoopMAE(
             vision_transformer(case.backbone),
@@ -186,11 +186,6 @@ def has_transformers() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
-def has_channel_loop() -> bool:
-    """Whether this tree has the loop over channels."""
-    return importlib.util.find_spec("benchmarks.step_camae_loop") is not None
-
-
 def train_plain(
     model: nn.Module, batches: Iterable[Batch], optim: Optim, device: torch.device
 ) -> None:
@@ -203,17 +198,12 @@ def train_plain(
         device: where to train.
     """
     model.to(device).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+    optimizer = build_optimizer(model, optim)
     for batch in batches:
         crops = torch.from_numpy(batch["crops"]).to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=optim.precision == "bf16"):
             loss = model(crops)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

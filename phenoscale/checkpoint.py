@@ -19,7 +19,6 @@ import concurrent.futures
 import contextlib
 import json
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ class Checkpoints:
         being written is waited for, so that the answer follows from the step alone.
         """
         self.wait()
-        return agreed(lambda: next(self._whole(milestone), None))
+        return agreed(lambda: self._last(milestone))
 
     def save(
         self,
@@ -149,7 +148,7 @@ class Checkpoints:
         Raises:
             ValueError: if there is no checkpoint, or it is not of this model.
         """
-        name = name or next(self._whole(), None)
+        name = name or self._last()
         if name is None:
             raise ValueError(f"{self._root} holds no whole checkpoint: train the trial first.")
         with self._local(name) as folder:
@@ -200,7 +199,7 @@ class Checkpoints:
                 "workers": 1 if self._group is None else dist.get_world_size(),
                 "files": self._files(name),
             }
-            self._put_whole(f"{place}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+            self._commit(name, manifest)
             self._prune(name)
         if self._group is not None:
             dist.barrier(self._group)  # so that all workers agree on what is the latest
@@ -230,8 +229,9 @@ class Checkpoints:
                 self._system.get_file(f"{place}/{file}", f"{folder}/{file}")
             yield folder
 
-    def _put_whole(self, path: str, content: bytes) -> None:
-        """Writes a file whole or not at all: a store's own way, or a rename on a disk."""
+    def _commit(self, name: str, manifest: dict[str, Any]) -> None:
+        """Writes the manifest whole or not at all: by a rename on a disk, a store's own way."""
+        path, content = f"{self._root}/{name}/{MANIFEST}", json.dumps(manifest, indent=1).encode()
         if isinstance(self._system, LocalFileSystem):
             part = Path(f"{path}.part")
             part.write_bytes(content)
@@ -273,25 +273,25 @@ class Checkpoints:
             )
         return manifest if manifest["files"].items() <= files.items() else None
 
-    def _whole(self, milestone: bool = False) -> Iterator[str]:
+    def _whole(self) -> Iterator[tuple[str, bool]]:
+        """Names of whole checkpoints, the last one first, and whether each is a milestone."""
         for name in self._folders():
             manifest = self._manifest(name)
-            if manifest is not None and (manifest["milestone"] or not milestone):
-                yield name
+            if manifest is not None:
+                yield name, manifest["milestone"]
+
+    def _last(self, milestone: bool = False) -> str | None:
+        return next((name for name, one in self._whole() if one or not milestone), None)
 
     def _prune(self, newest: str) -> None:
         """Removes what is older than `newest` and not kept, and what killed attempts left."""
-        kept = {*list(self._whole())[:KEEP], next(self._whole(milestone=True), newest)}
+        whole = list(self._whole())
+        milestones = [name for name, milestone in whole if milestone]
+        kept = {*(name for name, _ in whole[:KEEP]), *milestones[:1]}
         for name in self._folders():
             if name not in kept and name < newest:
                 place = f"{self._root}/{name}"
                 with contextlib.suppress(FileNotFoundError):
                     self._system.rm_file(f"{place}/{MANIFEST}")  # from here it is no checkpoint
                 with contextlib.suppress(FileNotFoundError):
-                    self._remove(place)
-
-    def _remove(self, place: str) -> None:
-        if isinstance(self._system, LocalFileSystem):
-            shutil.rmtree(place)
-        else:
-            self._system.rm(place, recursive=True)
+                    self._system.rm(place, recursive=True)

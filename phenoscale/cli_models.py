@@ -39,12 +39,10 @@ def export(
         graphs = [GRAPH_FILE] * graph + [ONNX_FILE] * onnx
         elsewhere = None
         if checkpoints is not None:
-            from phenoscale.checkpoint import Checkpoints
-            from phenoscale.screens.storage import writable_folder
+            from phenoscale.fit import checkpoints_at
             from phenoscale.study_files import in_folder
 
-            system, root = writable_folder(in_folder(checkpoints, trial.resolve().name))
-            elsewhere = Checkpoints(root, system)
+            elsewhere = checkpoints_at(in_folder(checkpoints, trial.resolve().name))
         facts = export_encoder(trial, out, readout=readout, graphs=graphs, checkpoints=elsewhere)
         typer.echo(f"{out}: {facts.backbone}, {facts.readout}, {facts.width} values")
         for file, difference in facts.graphs.items():

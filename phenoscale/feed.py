@@ -59,7 +59,7 @@ def feed(batches: Iterator[Batch], device: torch.device, stall_s: float) -> Iter
         side = torch.cuda.Stream(device) if device.type == "cuda" else None
         try:
             for batch in batches:
-                if not put(on_device(batch, device, side) if side else batch):
+                if not put(_copied(batch, device, side) if side else batch):
                     break
             else:
                 put(None)
@@ -75,7 +75,7 @@ def feed(batches: Iterator[Batch], device: torch.device, stall_s: float) -> Iter
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, dict):
-                yield on_device(item, device)[0]
+                yield on_device(item, device)
                 continue
             given, copied = item
             current = torch.cuda.current_stream(device)
@@ -87,13 +87,16 @@ def feed(batches: Iterator[Batch], device: torch.device, stall_s: float) -> Iter
         stopped.set()
 
 
-def on_device(
-    batch: Batch, device: torch.device, side: torch.cuda.Stream | None = None
-) -> tuple[Given, torch.cuda.Event | None]:
-    """The batch's tensors on the device, and on a GPU the event after which they are there."""
-    if side is None:
-        crops, turns, labels = (_tensor(batch[name]).to(device) for name in _TENSORS)
-        return (batch, turned(crops, turns), labels), None
+def on_device(batch: Batch, device: torch.device) -> Given:
+    """The batch with its tensors on the device."""
+    crops, turns, labels = (_tensor(batch[name]).to(device) for name in _TENSORS)
+    return batch, turned(crops, turns), labels
+
+
+def _copied(
+    batch: Batch, device: torch.device, side: torch.cuda.Stream
+) -> tuple[Given, torch.cuda.Event]:
+    """The same from pinned memory on a stream beside, and the event after which it is there."""
     with torch.cuda.stream(side):
         crops, turns, labels = (
             _tensor(batch[name]).pin_memory().to(device, non_blocking=True) for name in _TENSORS

@@ -29,6 +29,8 @@ from phenoscale.study_files import (
     StudyFiles,
 )
 
+_CPU = torch.device("cpu")
+
 Tell = Callable[[dict[str, Any]], None]
 """Takes a trial's progress: trial and phase, in training also step, steps, loss and crops_per_s."""
 
@@ -77,29 +79,10 @@ def fit_here(
     """A `fit` that trains here, as one worker, with crops from `crops(cutter, first, last)`."""
 
     def fit(trial: Trial, files: StudyFiles, tell: Tell) -> Fitted:
-        directory = files.trial_dir(trial)
-        index = ScreenIndex.open(files.index)
-        cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
-        model = build_model(trial, channels=index.channels, num_classes=index.num_classes)
-
         def report(progress: dict[str, Any]) -> None:
             tell({"trial": trial.id, "phase": "train", **progress})
 
-        try:
-            with checkpoints_of(trial, files) as checkpoints:
-                done = train.train(
-                    trial,
-                    model,
-                    lambda first, last: within_tolerance(cutter, crops(cutter, first, last)),
-                    report,
-                    steps=cutter.plan.steps,
-                    checkpoints=checkpoints,
-                    layout=layout_of(trial, len(index.channels), index.num_classes, workers=1),
-                    trace=directory / TRACE_FILE if trial.placement.profile else None,
-                )
-        except NonFiniteError as error:
-            write_evidence(directory, error.evidence, index)
-            raise
+        done = train_trial(trial, files, crops, report)
         return Fitted(
             record=done.record,
             train_s=done.train_s,
@@ -107,10 +90,65 @@ def fit_here(
             first_step=done.first_step,
             crops=done.crops,
             workers=[worker_facts(done)],
-            matmul_peak=matmul_peak(torch.device("cpu"), done.record.precision),
+            matmul_peak=matmul_peak(_CPU, done.record.precision),
         )
 
     return fit
+
+
+def train_trial(
+    trial: Trial,
+    files: StudyFiles,
+    crops: Callable[[CropCutter, int, int], Iterator[Batch]],
+    report: train.Report,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device = _CPU,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> train.Trained:
+    """Trains a trial as one of its workers, from its last checkpoint on.
+
+    Args:
+        trial: the trial.
+        files: of its study.
+        crops: (cutter, first, last) to this worker's batches of steps first to last - 1.
+        report: as `train.train`'s.
+        rank: of this worker.
+        world: number of workers.
+        device: where it trains.
+        interrupted: as `train.train`'s.
+
+    Raises:
+        guard.NonFiniteError: as `train.train`, after its evidence was written.
+    """
+    directory = files.trial_dir(trial)
+    index = ScreenIndex.open(files.index)
+    channels, classes = index.channels, index.num_classes
+    cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
+    model = build_model(trial, channels=channels, num_classes=classes)
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
+    try:
+        with checkpoints_of(trial, files) as checkpoints:
+            return train.train(
+                trial,
+                model,
+                lambda first, last: within_tolerance(cutter, crops(cutter, first, last)),
+                report,
+                steps=cutter.plan.steps,
+                checkpoints=checkpoints,
+                rank=rank,
+                world=world,
+                device=str(device),
+                layout=layout_of(trial, len(channels), classes, workers=world, gpu_bytes=memory),
+                interrupted=interrupted,
+                trace=directory / TRACE_FILE if trial.placement.profile else None,
+            )
+    except NonFiniteError as error:
+        if rank == 0:
+            write_evidence(directory, error.evidence, index)
+        raise
 
 
 def worker_facts(done: train.Trained) -> dict[str, float]:
@@ -119,8 +157,13 @@ def worker_facts(done: train.Trained) -> dict[str, float]:
 
 
 def checkpoints_of(trial: Trial, files: StudyFiles) -> Checkpoints:
-    """The trial's checkpoints, on a disk or in an object store."""
-    system, root = writable_folder(files.checkpoints_of(trial))
+    """The trial's checkpoints."""
+    return checkpoints_at(files.checkpoints_of(trial))
+
+
+def checkpoints_at(location: str) -> Checkpoints:
+    """A trial's checkpoints in a local folder, or one of an object store."""
+    system, root = writable_folder(location)
     return Checkpoints(root, system)
 
 
@@ -129,8 +172,8 @@ def write_evidence(directory: Path, evidence: dict[str, Any], index: ScreenIndex
 
     `CropCutter.stream(step, step + 1)` cuts the same crops again.
     """
-    sites = index.take(sorted(set(evidence["rows"])))["site_id"].to_pylist()
-    names = dict(zip(sorted(set(evidence["rows"])), sites, strict=True))
+    rows = sorted(set(evidence["rows"]))
+    names = dict(zip(rows, index.take(rows)["site_id"].to_pylist(), strict=True))
     write_json(
         directory / EVIDENCE_FILE,
         evidence | {"site_ids": [names[row] for row in evidence["rows"]]},

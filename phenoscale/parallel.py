@@ -1,4 +1,4 @@
-"""What a process has to be told before it trains: threads, memory, its place among the workers."""
+"""A process among the workers of a trial: its threads and memory, its part of the gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from phenoscale.backbones import VisionTransformer, backbone
 from phenoscale.config import Placement, Strategy, Trial
+from phenoscale.cpu import multiplies_bf16
 from phenoscale.memory import keep_freed_memory
 
 NARROW = 192
@@ -51,16 +51,7 @@ def precision_of(trial: Trial, device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device) >= _AMPERE else "fp32"
     shape = backbone(trial.backbone)
     wide = not isinstance(shape, VisionTransformer) or shape.width >= NARROW
-    return "bf16" if wide and _multiplies_bf16() else "fp32"
-
-
-@functools.cache
-def _multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 products (Linux)."""
-    flags = next(
-        (x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags")), ""
-    ).split()
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return "bf16" if wide and multiplies_bf16() else "fp32"
 
 
 class Gradient:

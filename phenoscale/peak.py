@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from phenoscale.cpu import cpu_name
 from phenoscale.results import write_json
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
@@ -33,8 +34,11 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     Returns:
         The best of all measurements; a multiply-add counts as two.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    if device.type == "cuda":
+        name, threads = torch.cuda.get_device_name(device), 0
+    else:
+        name = f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+        threads = torch.get_num_threads()
     key = f"{name}, {threads} threads, {precision}, torch {torch.__version__}"
     path = _cache_folder() / "matmul_peak.json"
     known = _known(path)
@@ -77,13 +81,6 @@ def _measured(device: torch.device, precision: str) -> float:
         if piece:  # the first one warms up
             best = max(best, products * 2 * side**3 / (time.perf_counter() - start))
     return best
-
-
-def _cpu_name() -> str:
-    """Model and instruction sets of the CPU (Linux)."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _cache_folder() -> Path:

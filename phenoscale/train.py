@@ -198,17 +198,17 @@ def _begin(
 ) -> tuple[Gradient, Optimizer, WeightAverage | None, Record]:
     """What a step works with, as new or as the last checkpoint left it."""
     found = checkpoints.latest() if checkpoints else None
-    precision = agreed(lambda: precision_of(trial, device))
-    if checkpoints and found:  # another kind of node goes on as the first one began
-        precision = checkpoints.record(found).precision
+    if checkpoints and found:  # its precision too: another kind of node goes on as the first began
+        record = checkpoints.record(found)
+    else:
+        record = Record(precision=agreed(lambda: precision_of(trial, device)))
     gradient = Gradient(
-        model, device, trial.placement, strategy=layout.strategy, precision=precision
+        model, device, trial.placement, strategy=layout.strategy, precision=record.precision
     )
     optimizer = build_optimizer(model, trial.optim)
     average = WeightAverage(model, trial.optim.average) if trial.optim.average else None
-    record = Record(precision=precision)
     if checkpoints and found:
-        record = checkpoints.load(found, model, optimizer, average)
+        checkpoints.load(found, model, optimizer, average)
     record.attempts += 1
     return gradient, optimizer, average, record
 
@@ -246,7 +246,7 @@ def held_out_loss(trial: Trial, model: Model, batches: Iterator[Batch]) -> float
     model.eval()
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
-        (_, crops, labels), _ = on_device(batch, torch.device("cpu"))
+        _, crops, labels = on_device(batch, torch.device("cpu"))
         size = len(crops)
         loss = model(crops, labels, random_draws(trial, 2**31 + number, model, crops=size))
         total, count = total + float(loss) * size, count + size

@@ -15,7 +15,7 @@ from phenoscale.checkpoint import MANIFEST, RECORD, Checkpoints
 from phenoscale.config import Optim
 from phenoscale.optim import WeightAverage, build_optimizer
 from phenoscale.screens.storage import writable_folder
-from tests.tiny import TINY, TINY_WSL, record_of, tiny_batch, tiny_model
+from tests.tiny import TINY, TINY_WSL, assert_same_weights, record_of, tiny_batch, tiny_model
 
 
 def trained(trial, updates: int):
@@ -49,12 +49,6 @@ def saved(tmp_path: Path):
     model, optimizer = trained(TINY, 3)
     name = saved_in(tmp_path / "kept", model, optimizer, 3)
     return Checkpoints(tmp_path / "kept"), name, model, optimizer
-
-
-def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    theirs = other.state_dict()
-    assert one.state_dict().keys() == theirs.keys()
-    assert [n for n, x in one.state_dict().items() if not torch.equal(x, theirs[n])] == []
 
 
 @pytest.mark.parametrize("updates", [0, 1])

@@ -157,7 +157,7 @@ def kept_on_a_gpu(trial: Trial, crops: int) -> int:
 )
 def test_a_row_of_the_zoo_keeps_on_a_gpu_what_it_says(name: str):
     (trial,) = (system.trial() for system in ZOO if system.name == name)
-    unit = trial.crops.crops_per_plate if trial.crops.sampling == "plate_wise" else 1
+    unit = trial.crops.unit
     expected = (kept_on_a_gpu(trial, 2 * unit) - kept_on_a_gpu(trial, unit)) / unit
     found = gpus.activation_bytes(trial, CHANNELS, CLASSES)
     assert found == pytest.approx(expected, rel=0.001)

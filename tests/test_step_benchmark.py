@@ -114,7 +114,7 @@ def peers_of(case: Case) -> list[nn.Module]:
     """The peers of a case that this machine has, without memory for their weights."""
     with torch.device("meta"):
         if case.objective == "ca_mae":
-            return [step_peers.ChannelLoop(case)] if step_peers.has_channel_loop() else []
+            return [step_peers.ChannelLoop(case)]
         peers = [step_peers.reference(case)]
         if step_peers.has_transformers():
             peers.append(step_peers.HuggingFaceMAE(case, "sdpa"))

@@ -34,6 +34,7 @@ from tests.tiny import (
     TINY,
     TINY_WSL,
     ZOO,
+    assert_same_weights,
     golden_losses,
     name_of,
     part,
@@ -44,12 +45,6 @@ from tests.tiny import (
     tiny_model,
     train_tiny,
 )
-
-
-def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    theirs = other.state_dict()
-    assert [n for n, x in one.state_dict().items() if not torch.equal(x, theirs[n])] == []
-
 
 BOTH = pytest.mark.parametrize("trial", [TINY, TINY_WSL], ids=lambda t: t.objective.name)
 EVERY = pytest.mark.parametrize("trial", ZOO, ids=name_of)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Crops, Objective, Optim, Placement, Trial
@@ -175,6 +176,13 @@ def record_of(steps: int) -> Record:
             communication_s=0.0,
         )
     return record
+
+
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Fails with the names of those that differ in a bit."""
+    theirs = other.state_dict()
+    assert one.state_dict().keys() == theirs.keys()
+    assert [n for n, x in one.state_dict().items() if not torch.equal(x, theirs[n])] == []
 
 
 def train_tiny(trial: Trial, steps: int = STEPS) -> Trained:

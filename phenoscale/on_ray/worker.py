@@ -9,18 +9,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from phenoscale import parallel, train
+from phenoscale import parallel
 from phenoscale.config import Trial
-from phenoscale.fit import checkpoints_of, worker_facts, write_evidence
+from phenoscale.fit import train_trial, worker_facts
 from phenoscale.guard import NonFiniteError
-from phenoscale.layout import layout_of
-from phenoscale.models.build import build_model
 from phenoscale.on_ray.data import crop_stream
 from phenoscale.peak import matmul_peak
-from phenoscale.screens.cutter import CropCutter, within_tolerance
-from phenoscale.screens.index import ScreenIndex
 from phenoscale.slot import peak_memory_gib
-from phenoscale.study_files import TRACE_FILE
 
 
 def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -30,40 +25,26 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     parallel.prepare_process(trial.placement.threads)
-    index = ScreenIndex.open(files.index)
-    channels, classes = index.channels, index.num_classes
-    model = build_model(trial, channels=channels, num_classes=classes)
-    cutter = CropCutter(index_path=str(files.index), crops=trial.crops, seed=trial.seed)
-    on_gpu = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else None
-    directory = files.trial_dir(trial)
 
     def report(progress: dict[str, Any]) -> None:
         ray.train.report({"trial": trial.id, "phase": "train", **progress})
 
     try:
-        with checkpoints_of(trial, files) as checkpoints:
-            done = train.train(
-                trial,
-                model,
-                lambda first, last: within_tolerance(
-                    cutter,
-                    crop_stream(cutter, first, last, rank, world, trial.placement.readers),
-                ),
-                report,
-                steps=cutter.plan.steps,
-                checkpoints=checkpoints,
-                rank=rank,
-                world=world,
-                device=str(device),
-                layout=layout_of(trial, len(channels), classes, workers=world, gpu_bytes=memory),
-                interrupted=lambda: ray.train.get_preemption_info() is not None,
-                trace=directory / TRACE_FILE if trial.placement.profile else None,
-            )
+        done = train_trial(
+            trial,
+            files,
+            lambda cutter, first, last: crop_stream(
+                cutter, first, last, rank, world, trial.placement.readers
+            ),
+            report,
+            rank=rank,
+            world=world,
+            device=device,
+            interrupted=lambda: ray.train.get_preemption_info() is not None,
+        )
     except NonFiniteError as error:  # the same on every worker, and again on every retry
-        if rank == 0:
-            write_evidence(directory, error.evidence, index)
         return {"non_finite": (str(error), error.evidence)}
+    on_gpu = device.type == "cuda"
     mine: dict[str, Any] = {
         "data_cpu_s": done.data_cpu_s,
         "facts": worker_facts(done),
@@ -72,6 +53,8 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
         "peak_gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0,
     }
     everyone = parallel.gathered(mine)
+    if rank:
+        return {}
     return {
         "record": done.record.as_json(),
         "train_s": done.train_s,

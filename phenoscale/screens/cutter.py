@@ -273,7 +273,7 @@ class _Opened:
 
 def _held_out_crops(crops: Crops, counts: np.ndarray) -> Crops:
     """One pass over held-out sites; `counts` are those of each plate, or of all together."""
-    unit = crops.crops_per_plate if crops.sampling == "plate_wise" else 1
+    unit = crops.unit
     units = int(np.sum(counts // unit))
     if not units:
         raise ValueError(

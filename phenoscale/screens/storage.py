@@ -363,13 +363,8 @@ def writable_folder(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in location:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
     _refuse_credentials(location)
-    if urlsplit(location).scheme == "s3":
-        system, base = _s3(location)
-        return ArrowFSWrapper(system), base
-    try:
-        return fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"The folder {location} cannot be opened: {error}.") from error
+    system, base = _filesystem(location)
+    return ArrowFSWrapper(system), base
 
 
 def _missing(name: str) -> FileNotFoundError:
