@@ -1,9 +1,23 @@
+import json
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from phenoscale.maps.align import SCALE_FLOOR, PcaCenterScale
+from phenoscale.maps.aggregate import aggregate
+from phenoscale.maps.align import (
+    SCALE_FLOOR,
+    CenterScale,
+    PcaCenterScale,
+    TypicalVariation,
+    reduce_by_pca,
+)
+from phenoscale.maps.alignment import Alignment
+
+EFAAR = json.loads((Path(__file__).parent / "data" / "efaar_alignment.json").read_text())
 
 
 def screen(
@@ -123,7 +137,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"2 NaN or infinite values in 2 of 120 rows \(3, 7\)"):
         PcaCenterScale().fit(broken, names, control)
     with pytest.raises(ValueError, match="constant within"):
-        PcaCenterScale().fit(np.ones_like(vectors), names, control)
+        PcaCenterScale().fit(vectors * ~control[:, None], names, control)
     with pytest.raises(ValueError, match=r"experimental_batch has shape \(119,\)"):
         PcaCenterScale().fit(vectors, names[1:], control)
     with pytest.raises(ValueError, match="negative_control has dtype int"):
@@ -143,3 +157,152 @@ def test_transform_refuses_what_fit_has_not_seen() -> None:
         fit.transform(vectors, np.where(names == "batch0", "batch9", names))
     with pytest.raises(ValueError, match="width 5; the fit was made on 6"):
         fit.transform(vectors[:, :5], names)
+
+
+# ---- against EFAAR_benchmarking itself (tests/data/make_efaar_alignment.py)
+
+
+def everything(
+    vectors: np.ndarray, batch: np.ndarray, control: np.ndarray, components: int
+) -> dict[str, np.ndarray]:
+    one = np.full(len(batch), "all")
+    # Without CORAL the covariance of all controls is the identity, by n, and the ridge is added.
+    count = np.count_nonzero(control)
+    round_ = np.sqrt(count / (count - 1) + 0.5)
+    return {
+        "centerscale_by_batch": CenterScale().fit_transform(vectors, batch),
+        "centerscale_on_controls": CenterScale().fit_transform(vectors, batch, control),
+        "tvn": TypicalVariation().fit_transform(vectors, batch, control),
+        "tvn_without_coral": round_ * TypicalVariation().fit_transform(vectors, one, control),
+        "pca": reduce_by_pca(vectors, batch, components),
+    }
+
+
+@pytest.mark.parametrize("case", EFAAR["random"])
+def test_alignments_are_those_of_efaar(case: dict) -> None:
+    vectors, batch = np.array(case["vectors"]), np.array(case["batch"])
+    control = np.array(case["pert"]) == "neg"
+    found = everything(vectors, batch, control, case["components"])
+    for name, expected in case["aligned"].items():
+        if name.startswith("tvn_without"):  # the sign of a component is arbitrary
+            expected = np.abs(expected)
+            found[name] = np.abs(found[name])
+        np.testing.assert_allclose(found[name], expected, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("case", EFAAR["random"])
+def test_aggregates_are_those_of_efaar(case: dict) -> None:
+    table = pd.DataFrame({"pert": case["pert"]})
+    kept = table["pert"] != "neg"
+    for method, expected in case["aggregate"].items():
+        found, groups = aggregate(np.array(case["vectors"])[kept], table[kept], ["pert"], method)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        assert groups["pert"].tolist() == ["G1", "G2", "G3"]
+        assert groups["count"].tolist() == table["pert"][kept].value_counts().sort_index().tolist()
+
+
+def test_real_wells_are_aligned_as_by_efaar(real_data: Path) -> None:
+    table = pd.read_parquet(real_data / "hd2013sgi_rnai" / "wells.parquet")
+    vectors = table.filter(like="f_").to_numpy(dtype=np.float64)
+    control = (table["well_type"] == "negctrl").to_numpy()
+    found = everything(vectors, table["plate"].to_numpy(), control, 5)
+    for name, expected in EFAAR["hd2013sgi_rnai"].items():
+        first = found[name][: len(expected["first"])]
+        np.testing.assert_allclose(np.abs(first), np.abs(expected["first"]), atol=1e-9)
+        assert np.abs(found[name]).sum() == pytest.approx(expected["sum"], rel=1e-12)
+
+
+# ---- what they have in common
+
+ALL = pytest.mark.parametrize("kind", [CenterScale, PcaCenterScale, TypicalVariation])
+
+
+@ALL
+def test_a_saved_fit_is_the_same_and_takes_new_batches(kind: type, tmp_path: Path) -> None:
+    vectors, names, control = screen(batches=3)
+    old = names != "batch2"
+    fit = kind().fit(vectors[old], names[old], control[old])
+    before = fit.transform(vectors[old], names[old])
+    fit.save(tmp_path / "fit.npz")
+    loaded = Alignment.load(tmp_path / "fit.npz")
+    assert type(loaded) is kind and loaded.groups_ == fit.groups_
+    assert loaded.num_dropped_ == fit.num_dropped_ and loaded.n_components is None
+    np.testing.assert_array_equal(loaded.transform(vectors[old], names[old]), before)
+    with pytest.raises(ValueError, match="No fit for the experimental batches batch2"):
+        loaded.transform(vectors, names)
+    loaded.extend(vectors[~old], names[~old], control[~old])
+    after = loaded.transform(vectors, names)
+    np.testing.assert_array_equal(after[old], before)
+    new = after[~old & control]
+    if kind is not TypicalVariation:  # which leaves the offset of a group
+        np.testing.assert_allclose(new.mean(axis=0), 0, atol=1e-12)
+    with pytest.raises(ValueError, match="batch2 are fitted already"):
+        loaded.extend(vectors[~old], names[~old], control[~old])
+
+
+def test_a_file_that_is_no_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fit.npz"
+    for content in ({"kind": np.array("Other")}, {"x": np.ones(3)}, {"kind": np.array([None])}):
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match="no saved alignment"):
+            Alignment.load(path)
+    with pytest.raises(ValueError, match="no saved alignment"):
+        Alignment.load(tmp_path / "absent.npz")
+
+
+@ALL
+def test_float32_stays_and_many_blocks_are_as_one(kind: type, monkeypatch) -> None:
+    vectors, names, control = screen(d=5, per_batch=50)
+    whole = kind().fit_transform(vectors, names, control)
+    monkeypatch.setattr("phenoscale.maps.vectors._BLOCK_ROWS", 7)
+    parts = kind().fit_transform(vectors, names, control)
+    np.testing.assert_allclose(parts, whole, atol=1e-10)
+    narrow = kind().fit_transform(vectors.astype(np.float32), names, control)
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(narrow, whole, rtol=1e-4, atol=1e-4)
+
+
+@ALL
+def test_constant_columns_are_named(kind: type) -> None:
+    vectors, names, control = screen()
+    vectors[:, [1, 4]] = 3.5
+    with pytest.raises(ValueError, match=r"2 of 6 columns .* constant .* \(columns 1, 4\)"):
+        kind().fit(vectors, names, control)
+    with pytest.raises(ValueError, match="All 120 embeddings are the same, constant vector"):
+        kind().fit(np.ones_like(vectors), names, control)
+
+
+def test_a_column_that_only_controls_hold_constant() -> None:
+    vectors, names, control = screen()
+    vectors[control & (names == "batch1"), 2] = 7
+    with pytest.raises(
+        ValueError, match=r"1 columns are constant over the 20 controls of .*batch1"
+    ):
+        CenterScale().fit(vectors, names, control)
+    vectors[control, 2] = 7
+    assert TypicalVariation().fit(vectors, names, control).num_dropped_ == 1
+    assert PcaCenterScale().fit(vectors, names, control).num_dropped_ == 1
+
+
+def test_tvn_with_fewer_controls_than_columns_drops_what_they_cannot_support() -> None:
+    vectors, names, control = screen(d=100, per_batch=20)
+    fit = TypicalVariation().fit(vectors, names, control)
+    assert len(fit.components_) == control.sum() - 1 and fit.num_dropped_ == 71
+    assert np.isfinite(fit.transform(vectors, names)).all()
+    assert np.abs(fit.transform(vectors, names)[control]).max() < 10
+    assert len(TypicalVariation(12).fit(vectors, names, control).components_) == 12
+
+
+def test_tvn_makes_controls_rounder_in_every_batch() -> None:
+    vectors, names, control = screen(d=4, per_batch=400)
+    aligned = TypicalVariation().fit_transform(vectors, names, control)
+    for name in np.unique(names):
+        values = np.linalg.eigvalsh(np.cov(aligned[(names == name) & control], rowvar=False))
+        before = np.linalg.eigvalsh(np.cov(vectors[(names == name) & control], rowvar=False))
+        assert values.max() <= 1 and values.max() / values.min() < before.max() / before.min()
+
+
+def test_reduction_refuses_more_components_than_there_are() -> None:
+    vectors, names, _ = screen()
+    with pytest.raises(ValueError, match="num_components is 7; 120 rows of width 6"):
+        reduce_by_pca(vectors, names, 7)
