@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phenoscale.maps import tails as tails_module
 from phenoscale.maps.recall import (
     bootstrap_recall,
     paired_difference,
+    recall_by_database,
     relationship_recall,
+    restrict,
     tail_recall,
 )
 from phenoscale.maps.relationships import load_relationships
@@ -251,6 +254,148 @@ def test_samples_without_known_pairs_are_drawn_again() -> None:
     pairs = frame([(names[i], names[j]) for i in range(5) for j in range(i + 1, 5)])
     found = bootstrap_recall(vectors, names, pairs, rounds=400)
     assert 0 <= found.low <= found.high <= 1
+
+
+# ---- large maps, of which only the tails are looked at
+
+
+def streamed(monkeypatch: pytest.MonkeyPatch, sampled: int = 500) -> None:
+    """As if a map of 20 genes were large, and float32 blocks of 13 rows."""
+    monkeypatch.setattr(tails_module, "SORTED_PAIRS", 0)
+    monkeypatch.setattr(tails_module, "_SAMPLED_PAIRS", sampled)
+    monkeypatch.setattr(tails_module, "_BLOCK_ROWS", 13)
+
+
+@pytest.mark.parametrize("sampled", [500, 3])
+@pytest.mark.parametrize(
+    "case", [planted(), planted(d=2), planted(complexes=6), tied(), hub()], ids=str
+)
+def test_streamed_tails_are_the_sorted_ones(
+    case: tuple, sampled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [*EFAAR_TAILS, (0.0, 0.5), (0.3, 1.0), (0.01, 0.4), (0.6, 0.99)]
+    expected = relationship_recall(*case, tails=many)
+    streamed(monkeypatch, sampled)  # 3 pairs say little: brackets miss, and are widened
+    assert relationship_recall(*case, tails=many) == expected
+
+
+@pytest.mark.parametrize("case", EFAAR["maps"])
+def test_streamed_maps_score_as_in_efaar(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed(monkeypatch)
+    test_maps_score_as_in_efaar(case)
+
+
+def test_a_large_map_in_few_directions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed(monkeypatch)
+    monkeypatch.setattr(tails_module, "_MOST_UNCLEAR", 50)
+    _, names, pairs = planted()
+    with pytest.raises(ValueError, match="as similar as the threshold"):
+        relationship_recall(np.outer(np.arange(1.0, 49), [0.3, 0.7, 0.1]), names, pairs)
+
+
+# ---- the null held
+
+
+def test_fixed_null_is_the_recall_of_weighted_known_pairs() -> None:
+    vectors, names, pairs = planted(complexes=20)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    low, high = np.quantile(
+        cosine[np.triu_indices(80, 1)], (0.05, 0.95), method="closest_observation"
+    )
+    index = {name: row for row, name in enumerate(names)}
+    first, second = (pairs[c].map(index).to_numpy() for c in pairs)
+    hit = (cosine[first, second] < low) | (cosine[first, second] > high)
+    rng = np.random.default_rng(3)
+    samples = []
+    for _ in range(60):
+        drawn = np.bincount(rng.integers(80, size=80), minlength=80)
+        weight = drawn[first] * drawn[second]
+        samples.append((weight * hit).sum() / weight.sum())
+    found = bootstrap_recall(vectors, names, pairs, rounds=60, seed=3, null="fixed")
+    assert found.value == relationship_recall(vectors, names, pairs)[KEY]
+    assert (found.low, found.high) == pytest.approx(
+        tuple(np.quantile(samples, (0.025, 0.975))), abs=0.02
+    )
+
+
+def test_a_genome_cannot_be_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phenoscale.maps.gene_bootstrap.SORTED_PAIRS", 1000)
+    with pytest.raises(ValueError, match=r'48 genes have 1,128 pairs.*null="fixed"'):
+        bootstrap_recall(*planted(), rounds=40)
+    with pytest.raises(ValueError, match="null is 'none'"):
+        bootstrap_recall(*planted(), rounds=40, null="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("null", ["fixed", "resampled"])
+def test_intervals_cover_the_truth(null: str) -> None:
+    # The truth is the expected recall of the law that the maps are drawn from.
+    maps = [planted(signal=0.7, seed=seed) for seed in range(100)]
+    truth = np.mean([relationship_recall(*case)[KEY] for case in maps])
+    found = [bootstrap_recall(*case, rounds=80, null=null) for case in maps]  # type: ignore[arg-type]
+    assert sum(one.low <= truth <= one.high for one in found) >= 90
+
+
+# ---- several databases, other similarities, fewer genes
+
+
+def test_databases_share_samples_and_have_what_each_has_alone() -> None:
+    vectors, names, pairs = planted(complexes=20)
+    half = pairs.iloc[::2]
+    both = recall_by_database(
+        vectors, names, {"all": pairs, "half": half}, tails=((0.05, 0.95), (0.1, 0.9)), rounds=60
+    )
+    for name, known in {"all": pairs, "half": half}.items():
+        found = both[name]
+        assert found.recall[KEY] == bootstrap_recall(vectors, names, known, rounds=60)
+        assert (
+            found.recall["recall_0.1_0.9"].value
+            == (relationship_recall(vectors, names, known, [(0.1, 0.9)])["recall_0.1_0.9"])
+        )
+        assert (found.num_pairs, found.num_entities) == (len(known), 80)
+        assert found.chance == pytest.approx({KEY: 0.1, "recall_0.1_0.9": 0.2})
+        assert found.null == "resampled"
+    held = recall_by_database(vectors, names, {"all": pairs}, rounds=60, null="fixed")["all"]
+    assert held.recall[KEY].value == both["all"].recall[KEY].value and held.null == "fixed"
+
+
+def test_a_database_without_overlap_is_named() -> None:
+    vectors, names, pairs = planted()
+    other = frame([("A", "B")] * 12)
+    with pytest.raises(ValueError, match="Other: None of 1 relationships"):
+        recall_by_database(vectors, names, {"Mine": pairs, "Other": other})
+    with pytest.raises(ValueError, match="No database"):
+        recall_by_database(vectors, names, {})
+
+
+def test_distances_score_maps_whose_directions_mean_nothing() -> None:
+    vectors, names, pairs = planted(d=2, signal=30)
+    far = vectors + 1000  # all cosines are nearly 1, as on a UMAP far from its origin
+    near = relationship_recall(far, names, pairs, similarity="euclidean")
+    assert near[KEY] > 0.5
+    from sklearn.metrics.pairwise import euclidean_distances
+
+    similarity = np.round(-euclidean_distances(vectors), 9)
+    index = {name: row for row, name in enumerate(names)}
+    known = [similarity[index[a], index[b]] for a, b in pairs.itertuples(index=False)]
+    expected = tail_recall(similarity[np.triu_indices(len(names), 1)], known)
+    assert near[KEY] == pytest.approx(expected, abs=1e-12)
+    one_column = np.arange(48.0)[:, None]
+    with pytest.raises(ValueError, match='one column.*similarity="euclidean"'):
+        relationship_recall(one_column, names, pairs)
+    assert relationship_recall(one_column, names, pairs, similarity="euclidean")[KEY] > 0.3
+    with pytest.raises(ValueError, match="similarity is 'l1'"):
+        relationship_recall(vectors, names, pairs, similarity="l1")  # type: ignore[arg-type]
+
+
+def test_restricted_maps_have_their_own_null() -> None:
+    vectors, names, pairs = planted(complexes=20)
+    part, kept = restrict(vectors, names, [*names[:40], "absent"])
+    assert kept == names[:40] and np.array_equal(part, vectors[:40])
+    found = relationship_recall(part, kept, pairs)
+    assert (found["num_entities"], found["num_pairs"]) == (40, 60)
+    with pytest.raises(ValueError, match="None of the 1 genes to keep"):
+        restrict(vectors, names, ["absent"])
 
 
 # ---- refusals

@@ -3,7 +3,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from phenoscale.maps.relationships import load_relationships, unordered_pairs
+from phenoscale.maps.relationships import (
+    PUBLIC_DATABASES,
+    load_databases,
+    load_relationships,
+    unordered_pairs,
+)
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -70,3 +75,36 @@ def test_real_databases(real_data: Path, database: str, expected: int) -> None:
     pairs = load_relationships(real_data / "relationships" / f"{database}.txt")
     assert len(pairs) == expected
     assert (pairs.entity1 < pairs.entity2).all()
+
+
+# ---- several of them
+
+
+def test_databases_by_path(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(f"entity1,entity2\nA,{name}\n")
+    paths = [tmp_path / "one.csv", str(tmp_path / "two.csv")]
+    found = load_databases(paths)
+    assert {k: v.to_numpy().tolist() for k, v in found.items()} == {
+        "one": [["A", "one"]],
+        "two": [["A", "two"]],
+    }
+    with pytest.raises(ValueError, match="Two databases are called one"):
+        load_databases([*paths, tmp_path / "one.csv"])
+
+
+def test_public_databases_out_of_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.path", [str(tmp_path)])
+        with pytest.raises(ValueError, match="pip install --no-deps efaar-benchmarking==1.0"):
+            load_databases(["CORUM"])
+    folder = tmp_path / "efaar_benchmarking" / "benchmark_annotations"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('it is not imported')")
+    for name in PUBLIC_DATABASES:
+        (folder / f"{name}.txt").write_text(f"entity1,entity2\nA,{name}\n")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert load_databases(["public"])["SIGNOR"].to_numpy().tolist() == [["A", "SIGNOR"]]
+    assert list(load_databases(["HuMAP"])) == ["HuMAP"]

@@ -6,11 +6,13 @@ EFAAR_benchmarking 1.0: a pair is low when (null values <= its own) / (size of t
 and high when (null values < its own) / size >= 0.95; a block of ties across a threshold is outside
 as a whole.
 
-Intervals are a bootstrap over genes, because pairs that share a gene are not independent. A gene
-drawn m times stands in the sample as m genes, and two copies of one gene form no pair; so the pair
-(i, j) has weight m_i m_j, in the null and among the known pairs alike, and the thresholds move with
-each sample. These intervals are conservative, since the product of two multiplicities varies more
-than one: on 150 simulated maps of 240 genes 95% intervals held the expected recall in 99 to 100%.
+Intervals are a bootstrap over genes, because pairs that share a gene are not independent
+(`gene_bootstrap.py`). With a resampled null they are conservative, since the product of two
+multiplicities varies more than one: on 150 simulated maps of 240 genes 95% intervals held the
+expected recall in 99 to 100%.
+
+A map whose distances mean something but whose directions do not (a UMAP, a cell count) is scored by
+similarity="euclidean", the negative distance.
 
 Shapes: n genes, d width of the embedding, P = n (n - 1) / 2 pairs, R known pairs.
 """
@@ -18,22 +20,35 @@ Shapes: n genes, d width of the embedding, P = n (n - 1) / 2 pairs, R known pair
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from phenoscale.maps.gene_pairs import (
-    known_pairs,
-    pair_cosines,
-    pair_position,
-    unit_vectors,
-)
-from phenoscale.maps.interval import Interval, checked_rounds, percentile_interval
+from phenoscale.maps.gene_bootstrap import Null, resampled_recalls
+from phenoscale.maps.gene_pairs import Similarity, known_pairs, prepared, similarities_of
+from phenoscale.maps.interval import Interval, percentile_interval
+from phenoscale.maps.tails import SORTED_PAIRS, sorted_bounds, tail_bounds
+from phenoscale.maps.vectors import listed
 
 TAILS = (0.05, 0.95)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatabaseRecall:
+    """Recall of one database's relationships."""
+
+    recall: dict[str, Interval]
+    """For each pair of tails, by name (recall_0.05_0.95)."""
+    chance: dict[str, float]
+    """What a map without any signal has, by the same names: the size of the tails."""
+    num_pairs: int
+    """Known pairs with both genes in the map."""
+    num_entities: int
+    """Genes in the map."""
+    null: Null
+    """Whether the thresholds moved with each bootstrap sample."""
 
 
 def tail_recall(
@@ -46,7 +61,12 @@ def tail_recall(
         known: (R,) similarities of the known pairs.
         tails: lower and upper share of the null, 0 <= lower < upper <= 1.
     """
-    return _recall_in_sorted(np.sort(np.asarray(null)), np.asarray(known), _checked_tails(tails))
+    ascending, values = np.sort(np.asarray(null)), np.asarray(known)
+    if not len(ascending) or not len(values):
+        raise ValueError(
+            f"{len(ascending)} null and {len(values)} known values; both are required."
+        )
+    return float(np.mean(sorted_bounds(ascending, _checked_tails(tails)).inside(values)))
 
 
 def relationship_recall(
@@ -54,6 +74,7 @@ def relationship_recall(
     names: Sequence[str],
     pairs: pd.DataFrame,
     tails: Sequence[tuple[float, float]] = (TAILS,),
+    similarity: Similarity = "cosine",
 ) -> dict[str, float]:
     """Recall of known relationships in a perturbation map.
 
@@ -63,6 +84,7 @@ def relationship_recall(
         pairs: entity1, entity2; order within a pair, repeats, self pairs and genes outside the map
             do not count.
         tails: pairs of shares; one score each.
+        similarity: cosine, or euclidean for the negative distance.
 
     Returns:
         recall_{lower}_{upper} for each of `tails` (recall_0.05_0.95), num_pairs: known pairs with
@@ -73,16 +95,81 @@ def relationship_recall(
             lengths that differ, fewer than `MIN_GENES` genes, no overlap, fewer than `MIN_PAIRS`
             known pairs.
     """
-    unit = unit_vectors(vectors, names)
+    ready = prepared(vectors, names, similarity)
     first, second = known_pairs(names, pairs)
-    null = pair_cosines(unit)
-    known = null[pair_position(first, second, len(unit))]
-    null.sort()
-    scores: dict[str, float] = {}
-    for tail in tails:
-        low, high = _checked_tails(tail)
-        scores[f"recall_{low}_{high}"] = _recall_in_sorted(null, known, (low, high))
-    return scores | {"num_pairs": len(known), "num_entities": len(unit)}
+    known = similarities_of(ready, first, second, similarity)
+    checked = [_checked_tails(tail) for tail in tails]
+    bounds = tail_bounds(ready, checked, similarity)
+    scores: dict[str, float] = {
+        tail_name(tail): float(np.mean(bound.inside(known)))
+        for tail, bound in zip(checked, bounds, strict=True)
+    }
+    return scores | {"num_pairs": len(known), "num_entities": len(ready)}
+
+
+def recall_by_database(
+    vectors: npt.ArrayLike,
+    names: Sequence[str],
+    databases: Mapping[str, pd.DataFrame],
+    *,
+    tails: Sequence[tuple[float, float]] = (TAILS,),
+    rounds: int = 1000,
+    seed: int = 0,
+    null: Null | None = None,
+    similarity: Similarity = "cosine",
+) -> dict[str, DatabaseRecall]:
+    """Recall of several databases in one map, with 95% intervals over genes.
+
+    Args:
+        vectors: (n, d) as in `relationship_recall`.
+        names: (n,) gene names.
+        databases: name to its entity1, entity2.
+        tails: pairs of shares; one score each.
+        rounds: bootstrap samples of genes, the same for all databases.
+        seed: of the samples.
+        null: resampled or fixed (`gene_bootstrap.py`); by default resampled up to `SORTED_PAIRS`
+            pairs of genes and fixed beyond.
+        similarity: cosine, or euclidean.
+
+    Raises:
+        ValueError: as `relationship_recall`, with the name of the database; none given.
+    """
+    if not databases:
+        raise ValueError("No database of relationships was given; at least one is required.")
+    ready = prepared(vectors, names, similarity)
+    if null is None:
+        null = "resampled" if len(ready) * (len(ready) - 1) // 2 <= SORTED_PAIRS else "fixed"
+    known = {}
+    for name, pairs in databases.items():
+        try:
+            known[name] = known_pairs(names, pairs)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    recalls = {
+        tail_name(tail): resampled_recalls(
+            [ready],
+            list(known.values()),
+            _checked_tails(tail),
+            rounds=rounds,
+            seed=seed,
+            null=null,
+            similarity=similarity,
+        )[:, 0]
+        for tail in tails
+    }
+    return {
+        name: DatabaseRecall(
+            recall={
+                key: percentile_interval(values[0, number], values[1:, number])
+                for key, values in recalls.items()
+            },
+            chance={tail_name(tail): chance(tail) for tail in tails},
+            num_pairs=len(known[name][0]),
+            num_entities=len(ready),
+            null=null,
+        )
+        for number, name in enumerate(databases)
+    }
 
 
 def bootstrap_recall(
@@ -92,11 +179,9 @@ def bootstrap_recall(
     rounds: int = 1000,
     seed: int = 0,
     tails: tuple[float, float] = TAILS,
+    null: Null = "resampled",
 ) -> Interval:
     """Recall with its 95% percentile interval over genes.
-
-    The sample of genes depends on (n, seed) alone, so maps of the same genes are resampled alike. A
-    sample without any known pair has no recall and is drawn again.
 
     Args:
         vectors: (n, d) as in `relationship_recall`.
@@ -105,12 +190,13 @@ def bootstrap_recall(
         rounds: bootstrap samples.
         seed: of the samples.
         tails: lower and upper share of the null.
+        null: resampled, or fixed for large maps.
 
     Raises:
         ValueError: as `relationship_recall`, and for fewer than 40 rounds.
     """
-    value, samples = _bootstrap([vectors], names, pairs, rounds, seed, tails)
-    return percentile_interval(value[0], samples[:, 0])
+    values = _samples([vectors], names, pairs, rounds, seed, tails, null)
+    return percentile_interval(values[0, 0], values[1:, 0])
 
 
 def paired_difference(
@@ -121,6 +207,7 @@ def paired_difference(
     rounds: int = 1000,
     seed: int = 0,
     tails: tuple[float, float] = TAILS,
+    null: Null = "resampled",
 ) -> Interval:
     """Mean recall of `maps_a` less mean recall of `maps_b`, both on the same samples of genes.
 
@@ -135,6 +222,7 @@ def paired_difference(
         rounds: bootstrap samples.
         seed: of the samples.
         tails: lower and upper share of the null.
+        null: resampled, or fixed for large maps.
 
     Raises:
         ValueError: as `bootstrap_recall`, and for a side without maps.
@@ -143,135 +231,67 @@ def paired_difference(
         raise ValueError(
             f"maps_a has {len(maps_a)} maps and maps_b {len(maps_b)}; each side needs at least one."
         )
-    value, samples = _bootstrap([*maps_a, *maps_b], names, pairs, rounds, seed, tails)
-    split = len(maps_a)
-    return percentile_interval(
-        value[:split].mean() - value[split:].mean(),
-        samples[:, :split].mean(axis=1) - samples[:, split:].mean(axis=1),
-    )
+    values = _samples([*maps_a, *maps_b], names, pairs, rounds, seed, tails, null)
+    difference = values[:, : len(maps_a)].mean(axis=1) - values[:, len(maps_a) :].mean(axis=1)
+    return percentile_interval(difference[0], difference[1:])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _SortedPairs:
-    """All pairs of one map in ascending order of cosine, ready to be weighted."""
+def restrict(
+    vectors: npt.ArrayLike, names: Sequence[str], genes: Collection[str]
+) -> tuple[np.ndarray, list[str]]:
+    """The part of a map that holds some genes only, such as expressed or annotated ones.
 
-    first: np.ndarray
-    """(P,) int32, the pair's first gene."""
-    second: np.ndarray
-    """(P,) int32, its second gene."""
-    tie_starts: np.ndarray
-    """Ascending positions at which a block of equal cosines starts, and P at the end."""
-    known: np.ndarray
-    """(R,) positions of the known pairs."""
+    The null of a score is then over these genes too.
+
+    Args:
+        vectors: (n, d).
+        names: (n,) gene names.
+        genes: those to keep; others of them that the map lacks do not matter.
+
+    Raises:
+        ValueError: if none of them is in the map.
+    """
+    wanted = set(genes)
+    kept = [row for row, name in enumerate(names) if name in wanted]
+    if not kept:
+        raise ValueError(
+            f"None of the {len(wanted)} genes to keep is in the map; it has {listed(list(names))}, "
+            f"they are {listed(sorted(wanted))}."
+        )
+    return np.asarray(vectors)[kept], [names[row] for row in kept]
 
 
-def _bootstrap(
+def tail_name(tails: tuple[float, float]) -> str:
+    """Name of a score: recall_0.05_0.95."""
+    return f"recall_{tails[0]}_{tails[1]}"
+
+
+def chance(tails: tuple[float, float] = TAILS) -> float:
+    """Recall of a map without signal: the size of both tails."""
+    return tails[0] + (1 - tails[1])
+
+
+def _samples(
     maps: Sequence[npt.ArrayLike],
     names: Sequence[str],
     pairs: pd.DataFrame,
     rounds: int,
     seed: int,
     tails: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Recall of each map on the data (maps,) and on each sample (rounds, maps)."""
-    checked_rounds(rounds)
-    tails = _checked_tails(tails)
-    units = [unit_vectors(vectors, names) for vectors in maps]
-    first, second = known_pairs(names, pairs)
-    position = pair_position(first, second, len(names))
-    sorted_maps = [_sorted_pairs(unit, position) for unit in units]
-    rng = np.random.default_rng(seed)
-    # The first row is the data themselves, so that value and interval come from one arithmetic.
-    recalls = np.empty((rounds + 1, len(maps)))
-    drawn = np.ones(len(names), dtype=np.int64)
-    for row in recalls:
-        known_weights = drawn[first] * drawn[second]
-        row[:] = [_weighted_recall(pairs_, drawn, known_weights, tails) for pairs_ in sorted_maps]
-        drawn = _draw_genes(rng, len(names), first, second)
-    return recalls[0], recalls[1:]
-
-
-def _draw_genes(
-    rng: np.random.Generator, num_genes: int, first: np.ndarray, second: np.ndarray
+    null: Null,
 ) -> np.ndarray:
-    """How often each gene is drawn, (n,) int64, in a sample that holds at least one known pair."""
-    while True:
-        drawn = np.bincount(rng.integers(num_genes, size=num_genes), minlength=num_genes)
-        if (drawn[first] * drawn[second]).any():
-            return drawn
-
-
-def _weighted_recall(
-    pairs: _SortedPairs, drawn: np.ndarray, known_weights: np.ndarray, tails: tuple[float, float]
-) -> float:
-    """Recall in the sample in which gene i stands drawn[i] times; integers up to the division."""
-    num_pairs = len(pairs.first)
-    total = (int(drawn.sum()) ** 2 - int((drawn**2).sum())) // 2
-    below = _prefix(
-        pairs.first, pairs.second, drawn, tails[0], lambda weight: weight / total <= tails[0]
-    )
-    above = _prefix(
-        pairs.first[::-1],
-        pairs.second[::-1],
-        drawn,
-        1 - tails[1],
-        lambda weight: (total - weight) / total >= tails[1],
-    )
-    # A tail never cuts a block of ties: step back to where the block began.
-    starts = pairs.tie_starts
-    low_end = starts[np.searchsorted(starts, below, side="right") - 1]
-    high_start = starts[np.searchsorted(starts, num_pairs - above, side="left")]
-    counts = (pairs.known < low_end) | (pairs.known >= high_start)
-    return float(known_weights[counts].sum() / known_weights.sum())
-
-
-def _prefix(
-    first: np.ndarray,
-    second: np.ndarray,
-    drawn: np.ndarray,
-    share: float,
-    inside: Callable[[np.ndarray], np.ndarray],
-) -> int:
-    """Number of leading pairs whose summed weight is `inside` the tail.
-
-    Looks at twice the expected share of the pairs first, and at more only if the tail reaches
-    beyond them: a tail is a small part of all pairs, and this is the inner loop of the bootstrap.
-    """
-    length = math.ceil(2 * share * len(first)) + 1
-    while True:
-        weight = np.cumsum(drawn[first[:length]] * drawn[second[:length]])
-        count = int(np.count_nonzero(inside(weight)))
-        if count < length or length >= len(first):
-            return count
-        length *= 2
-
-
-def _sorted_pairs(unit: np.ndarray, known_position: np.ndarray) -> _SortedPairs:
-    cosines = pair_cosines(unit)
-    order = np.argsort(cosines, kind="stable")
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    ascending = cosines[order]
-    starts = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
-    genes = np.arange(len(unit), dtype=np.int32)
-    first = np.repeat(genes, len(unit) - 1 - genes)
-    second = np.concatenate([genes[gene + 1 :] for gene in genes])
-    return _SortedPairs(
-        first=first[order],
-        second=second[order],
-        tie_starts=np.concatenate([[0], starts, [len(order)]]),
-        known=rank[known_position],
-    )
-
-
-def _recall_in_sorted(
-    ascending: np.ndarray, known: np.ndarray, tails: tuple[float, float]
-) -> float:
-    if not len(ascending) or not len(known):
-        raise ValueError(f"{len(ascending)} null and {len(known)} known values; both are required.")
-    left = np.searchsorted(ascending, known, side="left") / len(ascending)
-    right = np.searchsorted(ascending, known, side="right") / len(ascending)
-    return float(np.count_nonzero((right <= tails[0]) | (left >= tails[1])) / len(known))
+    """Recall of each map by cosine, (1 + rounds, maps); the first row is the data."""
+    ready = [prepared(vectors, names) for vectors in maps]
+    known = known_pairs(names, pairs)
+    return resampled_recalls(
+        ready,
+        [known],
+        _checked_tails(tails),
+        rounds=rounds,
+        seed=seed,
+        null=null,
+        similarity="cosine",
+    )[:, :, 0]
 
 
 def _checked_tails(tails: tuple[float, float]) -> tuple[float, float]:

@@ -2,11 +2,14 @@
 
 The public databases (CORUM, hu.MAP, Reactome, SIGNOR, StringDB) and the simulated screen share one
 form, a CSV with the header `entity1,entity2`. Several list a pair in both orders, so the pairs are
-unordered here.
+unordered here. The five are read out of the installed package efaar-benchmarking, by name, or from
+any file; none is kept here, for two of them may not be used commercially.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ import pandas as pd
 from phenoscale.maps.vectors import listed
 
 COLUMNS = ("entity1", "entity2")
+PUBLIC_DATABASES = ("CORUM", "HuMAP", "Reactome", "SIGNOR", "StringDB")
+"""Names of the files that the package efaar-benchmarking 1.0 brings along."""
 
 
 def load_relationships(path: str | Path) -> pd.DataFrame:
@@ -57,6 +62,46 @@ def load_relationships(path: str | Path) -> pd.DataFrame:
     if pairs.empty:
         raise ValueError(f"{path} holds no pair of two different genes; at least one is required.")
     return pairs
+
+
+def load_databases(given: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
+    """Reads several databases of relationships.
+
+    Args:
+        given: paths of CSV files, names in `PUBLIC_DATABASES`, or "public" for all of these.
+
+    Returns:
+        Name of each (the file's stem, or the database's name) to its pairs, as
+        `load_relationships` gives them.
+
+    Raises:
+        ValueError: as `load_relationships`; for two of one name, and for a public one where the
+            package that holds it is not installed.
+    """
+    expanded = [
+        one for item in given for one in (PUBLIC_DATABASES if str(item) == "public" else (item,))
+    ]
+    databases: dict[str, pd.DataFrame] = {}
+    for item in expanded:
+        path = _public_file(str(item)) if str(item) in PUBLIC_DATABASES else Path(item)
+        if path.stem in databases:
+            raise ValueError(
+                f"Two databases are called {path.stem}; give each once, under a name of its own."
+            )
+        databases[path.stem] = load_relationships(path)
+    return databases
+
+
+def _public_file(name: str) -> Path:
+    """Where the installed package keeps a database; the package itself is never imported."""
+    package = find_spec("efaar_benchmarking")
+    if package is None or not package.submodule_search_locations:
+        raise ValueError(
+            f"{name} is read out of the package efaar-benchmarking, which is not installed; its "
+            "files are enough: pip install --no-deps efaar-benchmarking==1.0. Or give the path of "
+            f"a CSV with the header {','.join(COLUMNS)}."
+        )
+    return Path(package.submodule_search_locations[0]) / "benchmark_annotations" / f"{name}.txt"
 
 
 def unordered_pairs(table: pd.DataFrame) -> pd.DataFrame:
