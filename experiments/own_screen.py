@@ -1,14 +1,16 @@
 """Which objective, on how much data, does best on your own screen?
 
-Command: python -m experiments.own_screen INDEX [--relationships FILE] [--dry-run]
+Command: python -m experiments.own_screen INDEX [--relationships FILE]
+         [--reference timm:NAME=FILE] [--dry-run]
 Expected: nothing yet: that is the question. A masked autoencoder or a classifier that does not beat
 the untrained encoders of its own kind has learnt nothing that the score can see.
 
 Objectives (two, unless you name others) x two data scales, three untrained initialisations of each
-kind of encoder and intensity statistics. Whole
-plates are held out, every third one unless you name them. With known relationships (entity1,entity2
-of genes) the score is their recall, for which every experimental batch needs negative controls;
-without, the balanced accuracy of a linear probe that names the perturbation on held-out plates.
+kind of encoder and intensity statistics. With references, encoders that were there before, it also
+asks whether training on this screen is worth it. Whole plates are held out, every third one unless
+you name them. With known relationships (entity1,entity2 of genes) the score is their recall, for
+which every experimental batch needs negative controls; without, the balanced accuracy of a linear
+probe that names the perturbation on held-out plates.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import typer
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import bill_text
-from phenoscale.config import Crops, Study, untrained_of
+from phenoscale.config import RANDOM_WEIGHTS, Crops, Study, Trial, untrained_of
 from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
@@ -47,8 +49,11 @@ def build_study(
     recall: bool,
     every_block: bool = False,
     seed: int = 0,
+    references: tuple[Trial, ...] = (),
 ) -> Study:
     """The grid over a screen; `crops` says which sites and how they are cut.
+
+    `references` are baselines beside the others (`read_references`).
 
     Raises:
         ValueError: for an objective that this experiment has no learning rate for.
@@ -75,7 +80,7 @@ def build_study(
     baselines = [
         grid.baseline(kind, backbone, blank, seed=s) for kind in kinds for s in UNTRAINED_SEEDS
     ]
-    baselines.append(grid.baseline("intensity", NO_BACKBONE, blank))
+    baselines += [grid.baseline("intensity", NO_BACKBONE, blank), *references]
     return Study(
         name=name,
         question="Which objective, on how much data, does best on this screen?",
@@ -89,6 +94,45 @@ def held_out_plates(index: ScreenIndex) -> tuple[str, ...]:
     """Every third plate, by its full name."""
     names = index.plates["experimental_batch"] + "/" + index.plates["plate"]
     return tuple(names.iloc[::HELD_OUT_EVERY])
+
+
+def read_references(
+    texts: list[str], crops: Crops, channels: tuple[str, ...], seed: int = 0
+) -> tuple[Trial, ...]:
+    """A baseline for each reference; loads it, to say which weights it has.
+
+    Args:
+        texts: timm:NAME (weights of the model hub), timm:NAME=FILE, timm:NAME=random, or a folder
+            that `phenoscale export` wrote.
+        crops: of the study.
+        channels: of the screen.
+        seed: of random weights.
+
+    Raises:
+        ValueError: if one cannot be loaded.
+    """
+    if not texts:
+        return ()
+    from phenoscale.reference import reference_trial
+
+    return tuple(
+        reference_trial(spec, crops, channels=channels, weights=weights, seed=seed)
+        for spec, weights in map(split_reference, texts)
+    )
+
+
+def split_reference(text: str) -> tuple[str, str | None]:
+    """The spec and the weights of `timm:NAME=FILE`; a folder, whatever its name, is a spec."""
+    spec, _, weights = text.partition("=") if text.startswith("timm:") else (text, "", "")
+    return spec, weights or None
+
+
+def without_path(text: str) -> str:
+    """A reference as it stands in the command of a report, which names nobody's folders."""
+    spec, weights = split_reference(text)
+    if not spec.startswith("timm:"):
+        return "FOLDER"
+    return spec if weights is None else f"{spec}={weights if weights == RANDOM_WEIGHTS else 'FILE'}"
 
 
 def main(
@@ -115,6 +159,13 @@ def main(
     every_block: Annotated[
         bool, typer.Option("--every-block", help="Score each block of the transformers too.")
     ] = False,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Encoder to beat: timm:NAME, timm:NAME=WEIGHTS_FILE, timm:NAME=random, or an "
+            "exported folder; repeat for more."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
     storage: grid.Storage = Path("runs"),
     tracking_uri: grid.TrackingUri = None,
@@ -143,6 +194,7 @@ def main(
             recall=relationships is not None,
             every_block=every_block,
             seed=seed,
+            references=read_references(reference or [], crops, screen.channels, seed),
         )
         size = grid.screen_size(screen, out)
     if dry_run:
@@ -166,6 +218,7 @@ def main(
         "passes": [passes],
         "crops-per-read": [crops_per_read],
         "tolerated-bad-sites": [tolerated_bad_sites],
+        "reference": [without_path(text) for text in reference or []],
         "seed": [seed],
     }
     words = [str(w) for key, values in options.items() for v in values for w in (f"--{key}", v)]

@@ -62,6 +62,9 @@ def _differences(
         (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),
         ("intensity statistics", intensity),
     ]
+    for name in sorted({r.backbone for r in rows if r.objective == "reference"}):
+        same = [r for r in rows if (r.objective, r.backbone) == ("reference", name)]
+        sides.append((f"reference {name}", same))
     if untrained:
         luckiest = max(untrained, key=lambda row: row.score)
         sides.append((f"untrained {best.backbone}, its luckiest initialisation", [luckiest]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from phenoscale.backbones import BACKBONES_OF, NO_BACKBONE, DenseNet, VisionTransformer, backbone
@@ -22,6 +23,9 @@ METRICS = ("recall_0.05_0.95", "balanced_accuracy")
 OPTIMIZERS = ("adamw", "lion", "muon")
 PRECISIONS = ("auto", "fp32", "bf16")
 RATE_SOURCES = ("given", "tuned", "transferred", "paper")
+FEEDS = ("one_by_one", "three_by_three", "together")
+RANDOM_WEIGHTS = "random"
+_SHOWN_DIGITS = 8
 
 Launcher = Literal["in_place", "ray_train"]
 Strategy = Literal["ddp", "fsdp"]
@@ -135,6 +139,38 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a reference encoder is beside its name; `reference.reference_trial` fills it in."""
+
+    weights: str
+    """SHA-256 of the weights, hexadecimal; or "random": those that the trial's seed begins with."""
+    feed: str
+    """How channels go in: one_by_one, three_by_three, or together, as it was trained."""
+    input_px: int | None = None
+    """Side that crops are resized to; None for what the model asks for by itself."""
+    parameters: int
+    """Of the encoder; for the bill."""
+    crop_flops: int
+    """Operations of reading one crop of the screen; for the bill."""
+
+    def __post_init__(self) -> None:
+        digits = set(self.weights) <= set("0123456789abcdef") and len(self.weights) == 64
+        _require(
+            digits or self.weights == RANDOM_WEIGHTS,
+            "weights",
+            self.weights,
+            f'64 hexadecimal digits of SHA-256, or "{RANDOM_WEIGHTS}"',
+        )
+        _require(self.feed in FEEDS, "feed", self.feed, f"one of {', '.join(FEEDS)}")
+        _require(
+            self.input_px is None or self.input_px > 0,
+            "input_px",
+            self.input_px,
+            "None, or a positive number of pixels",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
     """How a trial's weights are updated, on a one-cycle cosine."""
 
@@ -232,6 +268,9 @@ class Placement:
     """Whether the first worker writes a trace of some steps to trace.json."""
     readers: Readers = Readers()
     """Who cuts the crops of each worker."""
+    weights: str | None = None
+    """Where a reference's weights lie: a file, or the folder of an exported encoder. None: at the
+    model hub, or random."""
 
     def __post_init__(self) -> None:
         _require(
@@ -291,7 +330,8 @@ class Trial:
     objective: Objective
     """What is learned."""
     backbone: str
-    """Name in `backbones.BACKBONES`, such as "B/16"; "none" for intensity and oracle."""
+    """Name in `backbones.BACKBONES`, such as "B/16"; "none" for intensity and oracle; the name of
+    a reference, such as "timm:resnet18"."""
     crops: Crops
     """From which crops."""
     optim: Optim
@@ -300,10 +340,22 @@ class Trial:
     """Seed of initialisation, sampling plan and masks."""
     placement: Placement = Placement()
     """Where it runs."""
+    reference: Reference | None = None
+    """Of the objective reference: which weights, and how it is fed."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        if self.objective.name not in BACKBONES_OF:
+        if (self.reference is not None) != (self.objective.name == "reference"):
+            raise ValueError(
+                f"objective {self.objective.name} with reference={self.reference}: a reference "
+                "trial, and no other, says which weights it has. Make one by "
+                "`reference.reference_trial`."
+            )
+        if self.reference is not None:
+            _require(
+                self.backbone != NO_BACKBONE, "backbone", self.backbone, "the reference's name"
+            )
+        elif self.objective.name not in BACKBONES_OF:
             _require(self.backbone == NO_BACKBONE, "backbone", self.backbone, f'"{NO_BACKBONE}"')
         else:
             self._check_backbone()
@@ -365,11 +417,28 @@ class Trial:
 
     def has_readout(self, name: str) -> bool:
         """Whether the trial's encoder gives this read-out; a baseline without one has its own."""
-        if self.backbone == NO_BACKBONE:
+        if self.backbone == NO_BACKBONE or self.reference is not None:
             return True
         if name == "per_channel":
             return self.objective.channel_agnostic
         return name != "class_token" or isinstance(backbone(self.backbone), VisionTransformer)
+
+    @property
+    def shown_backbone(self) -> str:
+        """The backbone as results show it: with a reference's weights, and how it is fed."""
+        if self.reference is None:
+            return self.backbone
+        words = [
+            self.backbone.replace(":", " "),
+            f"weights {self.reference.weights[:_SHOWN_DIGITS]}",
+        ]
+        if self.reference.weights == RANDOM_WEIGHTS:
+            words[-1] = "random weights"
+        if self.reference.feed == "three_by_three":
+            words.append("three by three")
+        if self.reference.input_px is not None:
+            words.append(f"at {self.reference.input_px} px")
+        return ", ".join(words)
 
     @property
     def id(self) -> str:
@@ -382,11 +451,15 @@ class Trial:
         fields = dataclasses.asdict(self)
         placement = fields.pop("placement")
         del fields["optim"]["lr_source"]
+        reference = fields.pop("reference")
+        if reference is not None:  # its counts follow from the rest
+            hashed = ("weights", "feed", "input_px")
+            fields["reference"] = {name: reference[name] for name in hashed}
         text = json.dumps(fields, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = [self.objective.label.replace("+", "_plus").replace("~", "_subsets")]
         if self.backbone != NO_BACKBONE:
-            name.append(self.backbone.replace("/", "_"))
+            name.append(re.sub("[^A-Za-z0-9._+-]", "_", self.backbone))
         if not self.is_baseline:
             name.append(f"f{self.crops.data_fraction:.3g}")
         name += [f"s{self.seed}", digest]
@@ -415,6 +488,7 @@ class Trial:
             placement=Placement(
                 **fields["placement"] | {"readers": Readers(**fields["placement"]["readers"])}
             ),
+            reference=Reference(**given) if (given := fields.get("reference")) else None,
         )
 
 

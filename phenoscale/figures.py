@@ -31,6 +31,7 @@ GREY = "#8a8f98"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
 CURVE_POINTS = 150
+_BY_BACKBONE = ("untrained", "reference")  # baselines with a level for each of their backbones
 
 
 def make_figures(
@@ -124,12 +125,13 @@ def _levels(
     baselines = [row for row in rows if row.is_baseline]
     for place, cell in enumerate(
         sorted(
-            {(r.objective, r.backbone) for r in baselines if r.objective.startswith("untrained")}
+            {(r.objective, r.backbone) for r in baselines if r.objective.startswith(_BY_BACKBONE)}
         )
     ):
         scores = [row.score for row in baselines if (row.objective, row.backbone) == cell]
         mean = math.fsum(scores) / len(scores)
-        name = f"{objective_name(cell[0])} {cell[1]}: mean and range of {len(scores)}"
+        name = f"{objective_name(cell[0])} {cell[1]}"
+        name += f": mean and range of {len(scores)}" if len(scores) > 1 else ""
         shapes.append(_line(mean, name, GREY, _pick(DASHES, place)))
         shapes.append(
             _line(min(scores), "", GREY, "solid")

@@ -167,17 +167,19 @@ def decoder_parameters(shape: Backbone, channels: int, *, agnostic: bool = False
 
 def trial_encoder_parameters(trial: Trial, channels: int) -> int:
     """Parameters of the trial's encoder."""
+    if trial.reference is not None:
+        return trial.reference.parameters
     agnostic = trial.objective.channel_agnostic
     return encoder_parameters(backbone(trial.backbone), channels, agnostic=agnostic)
 
 
 def model_parameters(trial: Trial, channels: int, num_classes: int) -> int:
     """Parameters of the trial's whole model; of a baseline's encoder alone."""
-    shape = backbone(trial.backbone)
-    agnostic = trial.objective.channel_agnostic
     encoder = trial_encoder_parameters(trial, channels)
     if trial.is_baseline:
         return encoder
+    shape = backbone(trial.backbone)
+    agnostic = trial.objective.channel_agnostic
     if trial.objective.name == "wsl":
         return encoder + shape.embedding_width * num_classes + num_classes
     return encoder + decoder_parameters(shape, channels, agnostic=agnostic)
@@ -270,6 +272,8 @@ def embedding_flops(trial: Trial, channels: int, tiles: int) -> float:
     """Operations of embedding `tiles` tiles without masking; 0 without a network."""
     if trial.objective.name in ("intensity", "oracle"):
         return 0.0
+    if trial.reference is not None:
+        return float(trial.reference.crop_flops) * tiles
     agnostic = trial.objective.channel_agnostic
     shape = backbone(trial.backbone)
     return float(encoder_flops(shape, channels, trial.crops.size_px, agnostic=agnostic)) * tiles

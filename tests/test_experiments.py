@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
 
-from experiments import channel_generalization, grid, quickstart, real_images
+from experiments import channel_generalization, grid, own_screen, quickstart, real_images
 from phenoscale.config import num_steps
 from phenoscale.rates import TUNED, TunedRate
 
@@ -61,6 +63,31 @@ def test_a_rate_is_tuned_where_the_sweep_of_its_size_agrees(monkeypatch):
         TUNED, "mae", (TunedRate(lr=8e-3, backbone="nano/8", global_batch_size=32),)
     )
     assert grid.simulated_rate_source("mae", "nano/8", 8e-3) == "given"
+
+
+def test_an_own_screen_is_held_against_references(tiny_screen, tmp_path):
+    app, index = Typer(), str(tiny_screen / "index.parquet")
+    app.command()(own_screen.main)
+
+    def bill(*words: str):
+        return CliRunner().invoke(app, [index, "--crop-px", "32", "--dry-run", *words])
+
+    plain, seen = bill(), bill("--reference", "timm:test_vit=random", "--seed", "1")
+    assert plain.exit_code == seen.exit_code == 0, seen.output
+    assert plain.output.count("\nreference-") == 0
+    (line,) = [x for x in seen.output.splitlines() if x.startswith("reference-")]
+    assert line.startswith("reference-timm_test_vit-s1-")
+    wrong = bill("--reference", f"timm:test_vit={tmp_path / 'none.pth'}")
+    assert wrong.exit_code == 2 and "There is no file" in wrong.stderr
+
+
+def test_a_reference_is_named_without_its_folder():
+    assert own_screen.split_reference("timm:a.b=x/y=z.pth") == ("timm:a.b", "x/y=z.pth")
+    assert own_screen.split_reference("timm:a") == ("timm:a", None)
+    assert own_screen.split_reference("my=folder") == ("my=folder", None)
+    texts = ["timm:a=/home/me/w.pth", "timm:a=random", "timm:a", "/home/me/encoder"]
+    shown = [own_screen.without_path(text) for text in texts]
+    assert shown == ["timm:a=FILE", "timm:a=random", "timm:a", "FOLDER"]
 
 
 def test_real_images_say_what_to_do_when_they_are_absent(tmp_path):

@@ -13,13 +13,14 @@ from phenoscale.models.classifier import Classifier
 from phenoscale.models.densenet import DenseNetEncoder
 from phenoscale.models.mae import MaskedAutoencoder
 from phenoscale.models.munet import MaskedUNet, UNetEncoder
+from phenoscale.models.timm_encoder import TimmEncoder
 from phenoscale.models.vit import Encoder
 
 Model = MaskedAutoencoder | ChannelAgnosticMAE | MaskedUNet | Classifier
 """Called with (crops, labels, draws) it gives the loss. Has an `encoder`; `draws` and
 `shared_draws`, how many random numbers each crop, and each step, needs; and `layers()`."""
 
-AnyEncoder = Encoder | DenseNetEncoder | UNetEncoder
+AnyEncoder = Encoder | DenseNetEncoder | UNetEncoder | TimmEncoder
 """Has the names of its `channels`, and reads embeddings out of crops by `read`."""
 
 
