@@ -1,10 +1,10 @@
 """Linear probes: how well a linear classifier reads labels off frozen embeddings.
 
 The probe is a multinomial logistic regression on standardised features, fitted on training groups
-(plates,
-wells, images: whatever shares nuisance) and scored by balanced accuracy on groups it has never
-seen. The interval is a bootstrap over the test groups, because sites of one group are not
-independent.
+(plates, wells, images: whatever shares nuisance) and scored by balanced accuracy on groups it has
+never seen. The interval is a bootstrap over the test groups, because sites of one group are not
+independent. `probe_neighbours`, `probe_features` and `probe_blocks` split and draw by the same
+functions.
 
 Shapes: n training sites, m test sites, d width of the embedding, G test groups, K classes.
 """
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from phenoscale.maps.interval import Interval, checked_rounds, percentile_interval
@@ -58,9 +59,9 @@ def linear_probe(
             sides of the split, fewer than `MIN_TEST_GROUPS` test groups, fewer than two classes, or
             a test class without training sites.
     """
-    split = _checked_split(train_labels, train_groups, test_labels, test_groups)
-    value, samples = _bootstrap([(train_vectors, test_vectors)], split, rounds, seed)
-    return percentile_interval(value[0], samples[:, 0])
+    split = checked_split(train_labels, train_groups, test_labels, test_groups)
+    correct = correct_sites(linear_classifier(), train_vectors, test_vectors, split)
+    return accuracy_interval(correct, split.sites, rounds, seed)
 
 
 def paired_probe_difference(
@@ -96,8 +97,16 @@ def paired_probe_difference(
             f"embeddings_a has {len(embeddings_a)} and embeddings_b {len(embeddings_b)} "
             "embeddings; each side needs at least one."
         )
-    split = _checked_split(train_labels, train_groups, test_labels, test_groups)
-    value, samples = _bootstrap([*embeddings_a, *embeddings_b], split, rounds, seed)
+    split = checked_split(train_labels, train_groups, test_labels, test_groups)
+    value, samples = _bootstrap(
+        [
+            correct_sites(linear_classifier(), train, test, split)
+            for train, test in (*embeddings_a, *embeddings_b)
+        ],
+        split.sites,
+        rounds,
+        seed,
+    )
     first_b = len(embeddings_a)
     return percentile_interval(
         value[:first_b].mean() - value[first_b:].mean(),
@@ -106,8 +115,8 @@ def paired_probe_difference(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Split:
-    """Labels and groups of one split, checked and coded."""
+class Split:
+    """Labels and groups of a split, checked and coded."""
 
     train_labels: np.ndarray
     """(n,) class number."""
@@ -119,13 +128,14 @@ class _Split:
     """(G, K) test sites of each class in each group."""
 
 
-def _checked_split(
+def checked_split(
     train_labels: npt.ArrayLike,
     train_groups: npt.ArrayLike,
     test_labels: npt.ArrayLike,
     test_groups: npt.ArrayLike,
-) -> _Split:
-    columns = _checked_columns(
+) -> Split:
+    """Checks and codes a split; errors as `linear_probe`."""
+    columns = checked_columns(
         train_labels=train_labels,
         train_groups=train_groups,
         test_labels=test_labels,
@@ -134,21 +144,9 @@ def _checked_split(
     train_classes, train_codes = np.unique(columns["train_labels"], return_inverse=True)
     if len(train_classes) < 2:
         raise ValueError(
-            f"The training labels are all {train_classes[0]!r}; two classes are required."
+            f"The training labels are all {train_classes.tolist()[0]!r}; two classes are required."
         )
-    shared = np.intersect1d(columns["train_groups"], columns["test_groups"]).tolist()
-    if shared:
-        raise ValueError(
-            f"{len(shared)} groups stand on both sides of the split ({listed(shared)}); sites that "
-            "share a group leak its nuisance into the score. Split by group."
-        )
-    groups, group_codes = np.unique(columns["test_groups"], return_inverse=True)
-    if len(groups) < MIN_TEST_GROUPS:
-        raise ValueError(
-            f"The test sites come from {len(groups)} group ({listed(groups.tolist())}); an "
-            f"interval needs at least {MIN_TEST_GROUPS}. Hold out more, or group by something "
-            "finer."
-        )
+    groups, group_codes = checked_groups(columns["train_groups"], columns["test_groups"])
     test_codes = pd.Index(train_classes).get_indexer(columns["test_labels"])
     if (test_codes < 0).any():
         unseen = np.unique(columns["test_labels"][test_codes < 0]).tolist()
@@ -158,12 +156,61 @@ def _checked_split(
         )
     sites = np.zeros((len(groups), len(train_classes)), dtype=np.int64)
     np.add.at(sites, (group_codes, test_codes), 1)
-    return _Split(
+    return Split(
         train_labels=train_codes, test_labels=test_codes, test_groups=group_codes, sites=sites
     )
 
 
-def _checked_columns(**given: npt.ArrayLike) -> dict[str, np.ndarray]:
+def checked_groups(
+    train_groups: np.ndarray, test_groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Names (G,) of the test groups and the number (m,) of each test site's.
+
+    Raises:
+        ValueError: for a group on both sides, and fewer than `MIN_TEST_GROUPS` test groups.
+    """
+    shared = np.intersect1d(train_groups, test_groups).tolist()
+    if shared:
+        raise ValueError(
+            f"{len(shared)} groups stand on both sides of the split ({listed(shared)}); sites that "
+            "share a group leak its nuisance into the score. Split by group."
+        )
+    return coded_groups(test_groups)
+
+
+def coded_groups(test_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Names (G,) of the test groups and the number (m,) of each test site's; errors if too few."""
+    groups, group_codes = np.unique(test_groups, return_inverse=True)
+    if len(groups) < MIN_TEST_GROUPS:
+        raise ValueError(
+            f"The test sites come from {len(groups)} group ({listed(groups.tolist())}); an "
+            f"interval needs at least {MIN_TEST_GROUPS}. Hold out more, or group by something "
+            "finer."
+        )
+    return groups, group_codes
+
+
+def drawn_groups(num_groups: int, rounds: int, seed: int) -> np.ndarray:
+    """How often each group stands in the data (first row, ones) and in each sample (rounds, G)."""
+    checked_rounds(rounds)
+    picks = np.random.default_rng(seed).integers(num_groups, size=(rounds, num_groups))
+    drawn = np.stack([np.bincount(pick, minlength=num_groups) for pick in picks])
+    return np.concatenate([np.ones((1, num_groups), dtype=np.int64), drawn])
+
+
+def linear_classifier() -> Pipeline:
+    """The linear probe, not yet fitted.
+
+    Classes are weighted because the score is balanced accuracy. The penalty is scikit-learn's
+    default, the same for all embeddings: a probe tuned per embedding would compare the tuning.
+    """
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=_MAX_ITERATIONS)
+    )
+
+
+def checked_columns(**given: npt.ArrayLike) -> dict[str, np.ndarray]:
+    """Columns by name, each as long as its groups: train_labels and train_groups, and so on."""
     columns = {name: np.asarray(column) for name, column in given.items()}
     for name, column in columns.items():
         side = columns[name.replace("labels", "groups")]
@@ -177,30 +224,35 @@ def _checked_columns(**given: npt.ArrayLike) -> dict[str, np.ndarray]:
     return columns
 
 
+def accuracy_interval(correct: np.ndarray, sites: np.ndarray, rounds: int, seed: int) -> Interval:
+    """Balanced accuracy with its interval over groups.
+
+    Args:
+        correct: (G, K) correctly classified sites of each class in each group.
+        sites: (G, K) all of them.
+        rounds: bootstrap samples.
+        seed: of the samples.
+    """
+    value, samples = _bootstrap([correct], sites, rounds, seed)
+    return percentile_interval(value[0], samples[:, 0])
+
+
 def _bootstrap(
-    embeddings: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
-    split: _Split,
-    rounds: int,
-    seed: int,
+    correct: Sequence[np.ndarray], sites: np.ndarray, rounds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Balanced accuracy of each embedding on the data (E,) and on each sample (rounds, E)."""
-    checked_rounds(rounds)
-    num_groups = len(split.sites)
-    picks = np.random.default_rng(seed).integers(num_groups, size=(rounds, num_groups))
-    drawn = np.stack([np.bincount(pick, minlength=num_groups) for pick in picks])
-    drawn = np.concatenate([np.ones((1, num_groups), dtype=np.int64), drawn])
+    drawn = drawn_groups(len(sites), rounds, seed)
     scores = np.stack(
-        [
-            _balanced_accuracy(drawn @ _correct(train, test, split), drawn @ split.sites)
-            for train, test in embeddings
-        ],
-        axis=1,
+        [balanced_accuracy(drawn @ counts, drawn @ sites) for counts in correct], axis=1
     )
     return scores[0], scores[1:]
 
 
-def _correct(
-    train_vectors: npt.ArrayLike, test_vectors: npt.ArrayLike, split: _Split
+def correct_sites(
+    probe: Pipeline | KNeighborsClassifier,
+    train_vectors: npt.ArrayLike,
+    test_vectors: npt.ArrayLike,
+    split: Split,
 ) -> np.ndarray:
     """Correctly classified test sites (G, K) of each class in each group."""
     train = checked_vectors(train_vectors, name="train_vectors", rows=len(split.train_labels))
@@ -210,11 +262,6 @@ def _correct(
             f"train_vectors have width {train.shape[1]}, test_vectors {test.shape[1]}; both must "
             "come from the same encoder."
         )
-    # Classes are weighted because the score is balanced accuracy. The penalty is scikit-learn's
-    # default, the same for all embeddings: a probe tuned per embedding would compare the tuning.
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=_MAX_ITERATIONS)
-    )
     probe.fit(train, split.train_labels)
     hit = probe.predict(test) == split.test_labels
     correct = np.zeros_like(split.sites)
@@ -222,7 +269,7 @@ def _correct(
     return correct
 
 
-def _balanced_accuracy(correct: np.ndarray, sites: np.ndarray) -> np.ndarray:
+def balanced_accuracy(correct: np.ndarray, sites: np.ndarray) -> np.ndarray:
     """Mean accuracy (rounds,) over the classes that the sample holds, from counts (rounds, K)."""
     present = sites > 0
     accuracy = np.divide(correct, sites, out=np.zeros(sites.shape), where=present)
