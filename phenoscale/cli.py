@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from phenoscale import cli_models
+from phenoscale import cli_map, cli_models, cli_score
 from phenoscale.cli_index import index_app
 from phenoscale.terminal import clear_errors, progress_bar
 
@@ -231,6 +231,8 @@ def train(
 
 app.command()(cli_models.export)
 app.command()(cli_models.embed)
+app.command()(cli_score.score)
+app.add_typer(cli_map.map_app, name="map")
 
 
 @app.command()

@@ -18,8 +18,15 @@ OBJECTIVE_NAMES = {
     "munet": "MU-net",
     "untrained": "untrained",
     "untrained_ca": "untrained channel-agnostic",
+    "reference": "reference",
     "intensity": "intensity statistics",
     "oracle": "oracle",
+}
+ALIGNMENT_NAMES = {
+    "pca_cs": "PCA-CS",
+    "tvn": "TVN",
+    "center_scale": "centre-scale",
+    "none": "no alignment",
 }
 METRIC_NAMES = {
     "recall_0.05_0.95": "recall of known relationships",
@@ -59,6 +66,7 @@ def find(
         _missing_comparisons(trained, comparisons),
         _compare("backbone", {row.backbone: row.backbone for row in trained}, trained),
         _data_scale(trained, best),
+        _alignments(rows, best),
         _twins(comparisons),
         _mixed(rows),
         _skipped(rows),
@@ -264,6 +272,31 @@ def _data_scale(trained: Sequence[ResultsRow], best: ResultsRow | None) -> str:
     return f"Whether more data helps is not shown: {scores}, and the intervals overlap."
 
 
+def _alignments(rows: Sequence[ResultsRow], best: ResultsRow | None) -> str:
+    """Whether the best trial is above every baseline under each alignment."""
+    if best is None or len(best.score_by_alignment) < 2:
+        return ""
+    baselines = [r for r in rows if r.is_baseline and r.objective != "oracle"]
+    margins = []
+    for name, value in best.score_by_alignment.items():
+        others = [r.score_by_alignment[name] for r in baselines if name in r.score_by_alignment]
+        if others:
+            told = f"{ALIGNMENT_NAMES.get(name, name)} {number(value)} and {number(max(others))}"
+            margins.append((value > max(others), told))
+    if not margins:
+        return ""
+    scores = "; ".join(told for _, told in margins)
+    above = {wins for wins, _ in margins}
+    if above == {True}:
+        return f"The best trial is above every baseline under each alignment (with {scores})."
+    if above == {False}:
+        return f"The best trial is above the baselines under no alignment (with {scores})."
+    return (
+        "The alignment decides whether the best trial is above every baseline, so that is not "
+        f"shown (with {scores})."
+    )
+
+
 def _twins(comparisons: Mapping[str, Any]) -> str:
     twins = comparisons.get("twins", [])
     if not twins:
@@ -286,6 +319,7 @@ def _mixed(rows: Sequence[ResultsRow]) -> str:
         for name, values in (
             ("indexes", {row.index_fingerprint for row in rows}),
             ("versions of the code", {row.code_version for row in rows}),
+            ("protocols", {row.protocol for row in rows}),
             ("metrics", {row.metric for row in rows}),
         )
         if len(values) > 1

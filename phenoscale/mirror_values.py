@@ -63,7 +63,9 @@ def final_points(row: ResultsRow, start: int) -> list[Point]:
         for name, value in row.as_dict().items()
         if isinstance(value, int | float) and name not in PARAM_COLUMNS
     }
-    measured |= {f"{row.metric}/{readout}": float(v) for readout, v in row.score_by_readout.items()}
+    for values in (row.score_by_readout, row.score_by_alignment):
+        measured |= {f"{row.metric}/{name}": float(value) for name, value in values.items()}
+    measured |= {f"nuisance/{name}": float(value) for name, value in row.nuisance.items()}
     end = start + duration_ms(row)
     return [(name, value, end, row.steps) for name, value in measured.items()]
 
@@ -154,12 +156,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def rows_csv(rows: Sequence[ResultsRow]) -> str:
-    """The results table as CSV: one line a row, one column a read-out."""
+    """The results table as CSV: one line a row, one column a read-out, alignment, ..."""
     flattened = []
     for row in rows:
-        columns = row.as_dict()
-        readouts = columns.pop("score_by_readout")
-        flattened.append(columns | {f"score_by_readout.{k}": v for k, v in readouts.items()})
+        columns: dict[str, Any] = {}
+        for name, value in row.as_dict().items():
+            parts = value if isinstance(value, dict) else {}
+            columns |= {f"{name}.{k}": v for k, v in parts.items()} or {name: value}
+        flattened.append({name: "" if value == {} else value for name, value in columns.items()})
     names = list(dict.fromkeys(name for columns in flattened for name in columns))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -9,7 +9,6 @@ import base64
 import dataclasses
 import json
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,24 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from phenoscale.figures import make_figures
-from phenoscale.findings import TWINS_GOAL, find, interval, number, objective_name, share
+from phenoscale.figures import Figure, make_figures
+from phenoscale.findings import best_row, find, objective_name, share
+from phenoscale.map_figures import make_map_figures
+from phenoscale.maps.files.map_files import read_map
+from phenoscale.report_tables import (
+    differences_table,
+    failures_table,
+    nuisances_table,
+    overhead_table,
+    readouts_table,
+    trials_table,
+    twins_table,
+)
 from phenoscale.results import CURVE_FILE, ResultsRow, read_rows
+from phenoscale.study_files import MAP_FILE
 
 REPORT_FILE = "report.html"
 PANEL_FILE = "panel.png"
-OVERHEAD_GOALS_S = {("in_place", 1): 1.0, ("ray_train", 1): 9.0}
-"""Most seconds that a trial may hold its slot beyond its work, by launcher and workers."""
-LAUNCHERS = {"in_place": "in place", "ray_train": "Ray Train"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of the report: texts, the first column left and the others right."""
-
-    columns: tuple[str, ...]
-    """Heads of the columns."""
-    rows: Sequence[tuple[str, ...]]
-    """Cells, as many in each row as there are columns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,8 @@ def write_report(study_dir: Path) -> Path:
     comparisons = _read(study_dir / "comparisons.json", {})
     failures = _read(study_dir / "failures.json", [])
     curves = {row.trial_id: _read_curve(_trial_dir(study_dir, row) / CURVE_FILE) for row in rows}
-    figures = make_figures(rows, curves, study)
+    best, maps = _best_map(study_dir, rows, comparisons)
+    figures = make_figures(rows, curves, study) | {"maps": maps}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -86,12 +85,14 @@ def write_report(study_dir: Path) -> Path:
         specifications=_script_json([figure for group in figures.values() for figure in group]),
         plotly=get_plotlyjs(),
         panels=_panels(study_dir, rows),
-        twins=_twins_table(comparisons),
-        overhead=_overhead_table(rows),
-        differences=_differences_table(comparisons),
-        readouts=_readouts_table(rows),
-        trials=_trials_table(rows),
-        failures=_failures_table(failures),
+        best=best,
+        twins=twins_table(comparisons),
+        overhead=overhead_table(rows),
+        differences=differences_table(comparisons),
+        readouts=readouts_table(rows),
+        nuisances=nuisances_table(rows),
+        trials=trials_table(rows),
+        failures=failures_table(failures),
         chance=f"{study['chance']:.3g}" if study.get("chance") is not None else "",
         alignment=study.get("alignment", ""),
     )
@@ -181,129 +182,14 @@ def _panels(study_dir: Path, rows: Sequence[ResultsRow]) -> list[Panel]:
     return panels
 
 
-def _differences_table(comparisons: Mapping[str, Any]) -> Table:
-    rows = [
-        (
-            difference["against"],
-            interval(difference["value"], difference["low"], difference["high"]),
-            _verdict(difference),
-        )
-        for difference in comparisons.get("differences", [])
-    ]
-    return Table(columns=("best trial against", "paired difference [95%]", "verdict"), rows=rows)
-
-
-def _verdict(difference: Mapping[str, Any]) -> str:
-    if difference["low"] > 0:
-        return "better"
-    return "worse" if difference["high"] < 0 else "not shown"
-
-
-def _twins_table(comparisons: Mapping[str, Any]) -> Table:
-    words = {True: "yes", False: "no", None: "not compared"}
-    rows = [
-        (
-            twin["what"],
-            ", ".join(twin["trial_ids"]),
-            f"{twin['max_relative_loss_difference']:.1e}",
-            "yes" if twin["max_relative_loss_difference"] <= TWINS_GOAL else "no",
-            words[twin.get("bit_identical_rows")],
-        )
-        for twin in comparisons.get("twins", [])
-    ]
-    columns = (
-        "twins",
-        "trials",
-        "largest relative difference of losses",
-        f"within {TWINS_GOAL:.0e}",
-        "same row, bit for bit",
-    )
-    return Table(columns=columns, rows=rows)
-
-
-def _overhead_table(rows: Sequence[ResultsRow]) -> Table:
-    groups: dict[tuple[bool, str, int], list[float]] = {}
-    for row in rows:
-        group = (row.is_baseline, row.launcher, row.workers)
-        groups.setdefault(group, []).append(row.overhead_s)
-    cells = []
-    for (baseline, launcher, workers), seconds in sorted(groups.items()):
-        goal = None if baseline else OVERHEAD_GOALS_S.get((launcher, workers))
-        kind = "baselines" if baseline else "trials"
-        many = "1 worker" if workers == 1 else f"{workers} workers"
-        cells.append(
-            (
-                f"{kind} {LAUNCHERS.get(launcher, launcher)}, {many}",
-                str(len(seconds)),
-                f"{statistics.median(seconds):.2f}",
-                f"{max(seconds):.2f}",
-                "-" if goal is None else f"{goal:g}",
-                "-" if goal is None else ("yes" if max(seconds) <= goal else "no"),
-            )
-        )
-    return Table(columns=("overhead", "number", "median s", "max s", "goal s", "holds"), rows=cells)
-
-
-def _readouts_table(rows: Sequence[ResultsRow]) -> Table:
-    names = sorted({name for row in rows for name in row.score_by_readout})
-    headline = {row.readout for row in rows}
-    columns = ["trial", *(f"{name} (headline)" if name in headline else name for name in names)]
-    cells = [
-        (
-            row.trial_id,
-            *(
-                number(row.score_by_readout[name]) if name in row.score_by_readout else "-"
-                for name in names
-            ),
-        )
-        for row in rows
-    ]
-    return Table(columns=tuple(columns), rows=cells)
-
-
-def _trials_table(rows: Sequence[ResultsRow]) -> Table:
-    metric = rows[0].metric if rows else "score"
-    columns = (
-        f"trial;objective;backbone;data;seed;launcher;workers;{metric} [95%];train loss;"
-        "held-out loss;optimizer;learning rate;its source;precision;parameters;training FLOPs;"
-        "crops seen;unique sites;steps;train s;embed s;"
-        "score s;overhead s;data wait s;waited;other workers s;checkpoint s;utilization;attempts;"
-        "spikes;CPU s;data CPU s;peak GiB;genes;relationships;sites skipped"
-    )
-    cells = [
-        (
-            row.trial_id,
-            objective_name(row.objective),
-            row.backbone,
-            share(row.data_fraction),
-            str(row.seed),
-            LAUNCHERS.get(row.launcher, row.launcher),
-            str(row.workers),
-            interval(row.score, row.score_low, row.score_high),
-            "-" if row.train_loss is None else f"{row.train_loss:.4g}",
-            "-" if row.held_out_loss is None else f"{row.held_out_loss:.4g}",
-            *(row.optimizer, f"{row.lr:g}" if row.lr else "-", row.lr_source, row.precision),
-            f"{row.num_parameters:,}",
-            f"{row.training_flops:.2e}",
-            *(f"{n:,}" for n in (row.crops_seen, row.unique_sites, row.steps)),
-            *(f"{s:.1f}" for s in (row.train_s, row.embed_s, row.score_s)),
-            *(f"{s:.2f}" for s in (row.overhead_s, row.data_wait_s)),
-            f"{row.data_wait_s / row.train_s:.1%}" if row.train_s else "-",
-            *(f"{s:.2f}" for s in (row.communication_s, row.checkpoint_s)),
-            f"{row.utilization:.1%}" if row.utilization else "-",
-            *(str(n) for n in (row.attempts, row.spikes)),
-            *(f"{s:.1f}" for s in (row.cpu_s, row.data_cpu_s)),
-            f"{row.peak_memory_gib:.2f}",
-            *(f"{n:,}" for n in (row.num_genes, row.num_relationships, row.sites_skipped)),
-        )
-        for row in rows
-    ]
-    return Table(columns=tuple(columns.split(";")), rows=cells)
-
-
-def _failures_table(failures: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [(str(f.get("trial_id", "?")), str(f.get("error", "?"))) for f in failures]
-    return Table(columns=("trial", "error"), rows=rows)
+def _best_map(
+    study_dir: Path, rows: Sequence[ResultsRow], comparisons: Mapping[str, Any]
+) -> tuple[str, list[Figure]]:
+    """The best trained trial and the pictures of its perturbation map, if it left one."""
+    row = best_row(rows, comparisons)
+    if row is None or not (_trial_dir(study_dir, row) / MAP_FILE).exists():
+        return "", []
+    return row.trial_id, make_map_figures(read_map(_trial_dir(study_dir, row), row.readout))
 
 
 def _duration(seconds: float) -> str:

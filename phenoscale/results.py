@@ -19,7 +19,7 @@ from typing import Any
 ROW_FILE = "row.json"
 CURVE_FILE = "curve.json"
 NOT_TRAINED = "none"
-BASELINES = ("untrained", "untrained_ca", "intensity", "oracle")
+BASELINES = ("untrained", "untrained_ca", "reference", "intensity", "oracle")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class ResultsRow:
     objective: str
     """Label of the objective, such as wsl, mae or mae+, or the name of a baseline."""
     backbone: str
-    """Name in the table of backbones; "none" for baselines without a network."""
+    """Name in the table of backbones; "none" for baselines without a network; of a reference, its
+    name and weights."""
     data_fraction: float
     """Share of the training wells, (0, 1]; 0 for baselines, which train on none."""
     seed: int
@@ -72,8 +73,16 @@ class ResultsRow:
     """Lower end of the score's 95% bootstrap interval."""
     score_high: float
     """Upper end of that interval."""
+    protocol: str
+    """Name and version of the way of scoring; scores of two protocols are not comparable."""
     score_by_readout: dict[str, float]
     """The same score for every read-out, the headline's among them."""
+    score_by_alignment: dict[str, float]
+    """The headline score under each alignment, the headline's among them; empty where none is
+    used."""
+    nuisance: dict[str, float]
+    """How well negative controls tell what should not matter: balanced accuracy of plate,
+    experimental_batch, row and column, as far as they can be asked, and NAME_chance of each."""
     num_genes: int
     """Genes (or classes) that the score is taken over."""
     num_relationships: int

@@ -29,6 +29,7 @@ from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.models.classifier import Classifier
 from phenoscale.models.panel import MaskedModel, panel
 from phenoscale.record import Record
+from phenoscale.reference import reference_encoder
 from phenoscale.results import CURVE_FILE, NOT_TRAINED, ResultsRow, write_json
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
@@ -90,13 +91,16 @@ def run_trial(
         encoder = model.encoder
     elif trial.objective.name in ("untrained", "untrained_ca"):
         encoder = build_encoder(trial, channels=channels)
+    elif trial.objective.name == "reference":
+        encoder = reference_encoder(trial, channels=channels)
     reader = SiteReader(index_path=str(files.index), crops=trial.crops)
     embeddings, skipped = embed_trial(trial, study, encoder, reader, files, tell)
     embed_s = time.perf_counter() - clock
 
     clock = time.perf_counter()
     tell({"trial": trial.id, "phase": "score"})
-    readout = study.readout if encoder is not None else next(iter(embeddings))
+    # A baseline without the study's read-out, a timm model among them, has its own, the first.
+    readout = study.readout if study.readout in embeddings else next(iter(embeddings))
     score = _score(trial, study, files, index, embeddings, readout, skipped)
     score_s = time.perf_counter() - clock
 
@@ -109,7 +113,7 @@ def run_trial(
     row = ResultsRow(
         trial_id=trial.id,
         objective=trial.objective.label,
-        backbone=trial.backbone,
+        backbone=trial.shown_backbone,
         data_fraction=float(trial.crops.data_fraction) if fitted else 0.0,
         seed=trial.seed,
         workers=trial.placement.workers,
@@ -130,7 +134,10 @@ def run_trial(
         score=score.headline.value,
         score_low=score.headline.low,
         score_high=score.headline.high,
+        protocol=score.protocol,
         score_by_readout=score.by_readout,
+        score_by_alignment=score.by_alignment,
+        nuisance=score.nuisance,
         num_genes=score.num_genes,
         num_relationships=score.num_relationships,
         sites_skipped=len(skipped),

@@ -5,7 +5,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from phenoscale.maps.intensity import PERCENTILES, STATISTICS, intensity_statistics
+from phenoscale.maps.intensity import (
+    PERCENTILES,
+    STATISTICS,
+    density_statistics,
+    intensity_statistics,
+)
 
 
 def oracle(plane: np.ndarray) -> np.ndarray:
@@ -63,3 +68,38 @@ def test_views_that_are_not_contiguous() -> None:
 def test_other_arrays_are_refused(images: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 \(B, C, H, W\)"):
         intensity_statistics(images)
+
+
+# ---- density
+
+
+def test_stained_share_and_pieces_by_hand() -> None:
+    plane = np.full((20, 20), 10, np.uint8)
+    plane[2:6, 2:6] = 200  # 16 pixels
+    plane[10:12, 10:15] = 180  # 10 pixels
+    plane[12, 15] = 220  # touches by a corner only: a piece of its own
+    images = np.stack([plane, np.full_like(plane, 7)])[None]
+    found = density_statistics(np.concatenate([images, images[:, ::-1]]))
+    np.testing.assert_allclose(found, [[27 / 400, 3, 0, 0], [0, 0, 27 / 400, 3]])
+
+
+def test_threshold_has_the_largest_variance_between() -> None:
+    rng = np.random.default_rng(0)
+    bright = rng.random((2, 3, 24, 24)) < rng.uniform(0.1, 0.6, (2, 3, 1, 1))
+    images = np.clip(rng.normal(np.where(bright, 170, 60), 35), 0, 255).astype(np.uint8)
+    found = density_statistics(images).reshape(2, 3, 2)[..., 0]
+    for site in range(2):
+        for channel in range(3):
+            plane = images[site, channel].astype(float)
+            variances = []
+            for level in range(plane.max().astype(int)):
+                low, high = plane[plane <= level], plane[plane > level]
+                apart = (low.mean() - high.mean()) ** 2 if len(low) else 0
+                variances.append(len(low) * len(high) * apart)
+            best = int(np.argmax(variances))
+            assert found[site, channel] == pytest.approx(np.mean(plane > best))
+
+
+def test_density_refuses_what_statistics_refuse() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        density_statistics(np.ones((1, 1, 4, 4)))

@@ -187,7 +187,7 @@ def test_overhead_beyond_its_goal_does_not_hold(tmp_path: Path) -> None:
 def test_every_row_and_failure_is_in_the_tables(study_dir: Path) -> None:
     shown = page(study_dir)
     for row in read_rows(study_dir):
-        assert shown.count(f">{row.trial_id}</th>") == 2  # read-outs, trials
+        assert shown.count(f">{row.trial_id}</th>") == 3  # read-outs, alignments, trials
     assert "loss is not finite at step 7 &lt;b&gt;" in shown
     assert "patch_mean (headline)" in shown
     assert "python -m experiments.quickstart --seed 0" in shown

@@ -1,6 +1,8 @@
-"""From site embeddings to the one number of a results row, by the study's metric.
+"""From embeddings to the numbers of a results row, by the study's metric.
 
 Every read-out goes the same way; which one is the headline is fixed by the study before training.
+Recall stands under two alignments, for alignment alone can decide a conclusion: PCA-CS is the
+headline, TVN stands beside it.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import pandas as pd
 import pyarrow as pa
 
 from phenoscale.maps.aggregate import genes_from_wells, wells_from_sites
-from phenoscale.maps.align import PcaCenterScale
+from phenoscale.maps.align import CenterScale, PcaCenterScale, TypicalVariation
 from phenoscale.maps.interval import Interval
+from phenoscale.maps.nuisance import predict_nuisance
+from phenoscale.maps.perturbation_map import PerturbationMap
 from phenoscale.maps.probes import linear_probe
 from phenoscale.maps.recall import bootstrap_recall, relationship_recall
+from phenoscale.maps.vectors import constant_columns
 
 CONTROLS_PER_COMPONENT = 3
 """Wells of negative controls, at least, that each component of the alignment rests on.
@@ -24,9 +29,22 @@ CONTROLS_PER_COMPONENT = 3
 Scaled to unit variance, a component that its few controls fit by chance is noise as loud as any
 other. On the simulated screen, 192 control wells, embeddings of 192 values lost three quarters of
 their recall with all components, and least with 48 to 64 (experiments/LOG.md)."""
-ALIGNMENT = (
-    f"PCA-CS fitted on negative controls, at most a component per {CONTROLS_PER_COMPONENT} of them"
-)
+ALIGNMENTS = {
+    "pca_cs": f"PCA-CS fitted on negative controls, at most a component per "
+    f"{CONTROLS_PER_COMPONENT} of them",
+    "tvn": f"TVN fitted on negative controls, at most a component per {CONTROLS_PER_COMPONENT} of "
+    "them",
+    "center_scale": "centred and scaled on the negative controls of each experimental batch",
+    "none": "not aligned",
+}
+"""Name of each alignment, and what it is."""
+HEADLINE_ALIGNMENT = "pca_cs"
+STUDY_ALIGNMENTS = ("pca_cs", "tvn")
+"""Those under which a study's scores stand."""
+
+RECALL_PROTOCOL = "perturbation-map/2"
+PROBE_PROTOCOL = "linear-probe/1"
+"""How a row was scored; the number grows when the same embeddings would score differently."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,30 +55,83 @@ class Score:
     """Score of the study's read-out."""
     by_readout: dict[str, float]
     """Score of every read-out."""
+    by_alignment: dict[str, float]
+    """Score of the study's read-out under each alignment, where the metric has any."""
+    nuisance: dict[str, float]
+    """How well the headline's embeddings tell plates, experimental batches and positions apart."""
+    protocol: str
+    """Name and version of the way of scoring."""
     num_genes: int
     """Genes in the map, or classes told apart."""
     num_relationships: int
     """Annotated pairs in the map, or held-out sites."""
 
 
+def align_wells(
+    vectors: np.ndarray, wells: pd.DataFrame, alignment: str
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Aligns wells on the negative controls of their experimental batches.
+
+    Columns that are constant over all wells hold nothing and are left out first.
+
+    Args:
+        vectors: (number of wells, d).
+        wells: experimental_batch, negative_control (bool).
+        alignment: a name in `ALIGNMENTS`.
+
+    Returns:
+        (number of wells, k), and what was left out: constant_columns, dropped_directions.
+
+    Raises:
+        ValueError: for an unknown alignment, and as the alignment's `fit`.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment is {alignment!r}; give one of {', '.join(ALIGNMENTS)}.")
+    constant = constant_columns(vectors)
+    if 0 < len(constant) < vectors.shape[1]:
+        vectors = np.delete(vectors, constant, axis=1)
+    left_out = {"constant_columns": len(constant), "dropped_directions": 0}
+    if alignment == "none":
+        return vectors, left_out
+    control = wells["negative_control"].to_numpy(dtype=bool)
+    components = max(1, int(np.count_nonzero(control)) // CONTROLS_PER_COMPONENT)
+    fits = {
+        "pca_cs": PcaCenterScale(components),
+        "tvn": TypicalVariation(components),
+        "center_scale": CenterScale(),
+    }
+    batches = wells["experimental_batch"].to_numpy()
+    aligned = fits[alignment].fit_transform(vectors, batches, control)
+    return aligned, left_out | {"dropped_directions": vectors.shape[1] - aligned.shape[1]}
+
+
 def perturbation_map(
-    vectors: np.ndarray, metadata: pd.DataFrame
-) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Sites to wells, alignment on negative controls (PCA-CS), wells to guides to genes.
+    vectors: np.ndarray,
+    metadata: pd.DataFrame,
+    *,
+    alignment: str = HEADLINE_ALIGNMENT,
+    readout: str = "vector",
+) -> PerturbationMap:
+    """Sites to wells, alignment on negative controls, wells to guides to genes.
 
     Args:
         vectors: (number of sites, d).
         metadata: one row per site: experimental_batch, plate, well, gene, guide, negative_control.
+        alignment: a name in `ALIGNMENTS`.
+        readout: name of the vectors, for the facts of the map.
 
     Returns:
-        (number of genes, d) float64, the gene names and the number of wells of each.
+        A map of genes, with num_wells of each, and as facts what was left out on the way.
     """
     wells, table = wells_from_sites(vectors, metadata)
-    batches = table["experimental_batch"].to_numpy()
-    control = table["negative_control"].to_numpy(dtype=bool)
-    components = max(1, int(np.count_nonzero(control)) // CONTROLS_PER_COMPONENT)
-    align = PcaCenterScale(components).fit(wells, batches, control)
-    return genes_from_wells(align.transform(wells, batches), table)
+    aligned, left_out = align_wells(wells, table, alignment)
+    genes, names, counts = genes_from_wells(aligned, table)
+    return PerturbationMap(
+        vectors=genes,
+        names=tuple(names),
+        table=pd.DataFrame({"num_wells": counts}),
+        facts={"alignment": alignment, "readout": readout, **left_out},
+    )
 
 
 def score_recall(
@@ -83,25 +154,49 @@ def score_recall(
     Returns:
         The score, and the map as a table: gene, num_wells, one list column per read-out.
     """
-    by_readout: dict[str, float] = {}
+    maps = {
+        name: perturbation_map(vectors, metadata, readout=name)
+        for name, vectors in embeddings.items()
+    }
+    found = {name: relationship_recall(one.vectors, one.names, pairs) for name, one in maps.items()}
     columns: dict[str, pa.Array] = {}
-    headline = facts = None
-    for name, vectors in embeddings.items():
-        genes, names, counts = perturbation_map(vectors, metadata)
-        result = relationship_recall(genes, names, pairs)
-        by_readout[name] = result["recall_0.05_0.95"]
-        columns |= {"gene": pa.array(names), "num_wells": pa.array(counts)}
-        columns[name] = pa.array(list(genes))
-        if name == readout:
-            headline, facts = bootstrap_recall(genes, names, pairs, rounds=rounds), result
-    assert headline is not None and facts is not None, f"no read-out {readout}"
+    for name, one in maps.items():
+        columns |= {"gene": pa.array(one.names), "num_wells": pa.array(one.table["num_wells"])}
+        columns[name] = pa.array(list(one.vectors))
+    headline = maps[readout]
+    by_alignment = {HEADLINE_ALIGNMENT: found[readout]["recall_0.05_0.95"]}
+    for alignment in STUDY_ALIGNMENTS:
+        if alignment != HEADLINE_ALIGNMENT:
+            other = perturbation_map(embeddings[readout], metadata, alignment=alignment)
+            scores = relationship_recall(other.vectors, other.names, pairs)
+            by_alignment[alignment] = scores["recall_0.05_0.95"]
+    wells, table = wells_from_sites(embeddings[readout], metadata)
+    aligned, _ = align_wells(wells, table, HEADLINE_ALIGNMENT)
     score = Score(
-        headline=headline,
-        by_readout=by_readout,
-        num_genes=int(facts["num_entities"]),
-        num_relationships=int(facts["num_pairs"]),
+        headline=bootstrap_recall(headline.vectors, headline.names, pairs, rounds=rounds),
+        by_readout={name: scores["recall_0.05_0.95"] for name, scores in found.items()},
+        by_alignment=by_alignment,
+        nuisance=nuisance_accuracy(aligned, table),
+        protocol=RECALL_PROTOCOL,
+        num_genes=int(found[readout]["num_entities"]),
+        num_relationships=int(found[readout]["num_pairs"]),
     )
     return score, pa.table(columns)
+
+
+def nuisance_accuracy(aligned: np.ndarray, wells: pd.DataFrame) -> dict[str, float]:
+    """How well the negative controls give away where they stood; empty where that cannot be asked.
+
+    Returns:
+        Balanced accuracy of plate, experimental_batch, row and column, as far as there are enough
+        controls for each, and NAME_chance of each.
+    """
+    try:
+        report = predict_nuisance(aligned, wells, rounds=40)
+    except ValueError:  # wells are not called A01, ..., so rows and columns have no meaning
+        return {}
+    found = {one.target: one.accuracy.value for one in report.predictions}
+    return found | {f"{one.target}_chance": one.chance for one in report.predictions}
 
 
 def score_probe(
@@ -138,6 +233,9 @@ def score_probe(
     return Score(
         headline=found[readout],
         by_readout={name: interval.value for name, interval in found.items()},
+        by_alignment={},
+        nuisance={},
+        protocol=PROBE_PROTOCOL,
         num_genes=len(set(labels[~held_out])),
         num_relationships=int(held_out.sum()),
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from phenoscale.bill import ScreenSize, bill
 from phenoscale.compare import write_comparisons
 from phenoscale.config import Study, Trial
-from phenoscale.maps.score import ALIGNMENT
+from phenoscale.maps.score import ALIGNMENTS, HEADLINE_ALIGNMENT
 from phenoscale.on_ray.tune import pending, run_grid
 from phenoscale.progress import StudyProgress
 from phenoscale.report import write_report
@@ -128,6 +128,7 @@ def write_description(
     kept = {name: old[name] for name in ("wall_s", "peak_memory_gib") if name in old}
     metadata = index.metadata()
     classes = index.num_classes
+    recalled = study.metric.startswith("recall")
     write_json(
         path,
         {
@@ -145,8 +146,8 @@ def write_description(
             },
             "readout": study.readout,
             "metric": study.metric,
-            "alignment": ALIGNMENT if study.metric.startswith("recall") else "none",
-            "chance": 0.10 if study.metric.startswith("recall") else 1 / classes,
+            "alignment": ALIGNMENTS[HEADLINE_ALIGNMENT if recalled else "none"],
+            "chance": 0.10 if recalled else 1 / classes,
             "num_trials": len(study.trials),
             "command": command,
             **(kept if measured is None else measured),
