@@ -35,7 +35,12 @@ def test_every_module_stands_in_the_tree():
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / "README.md", *ROOT.glob("experiments/*.md"), *ROOT.glob("cluster/*.md")]
+    pages = [
+        ROOT / "README.md",
+        *ROOT.glob("experiments/*.md"),
+        *ROOT.glob("cluster/*.md"),
+        *ROOT.glob("docs/*.md"),
+    ]
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -46,7 +51,7 @@ def test_commands_exist():
 
     from phenoscale.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands} | {"index"}
+    known = {command.callback.__name__ for command in app.registered_commands} | {"index", "map"}
     named = set(re.findall(r"`?phenoscale ([a-z]+)[ `]", README))
     assert named and named <= known
     for command in named:
