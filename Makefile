@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step ui clean
+.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step bench-maps ui clean
 
 install: $(STAMP)
 
@@ -45,6 +45,13 @@ bench: install
 	$(BIN)/python -m benchmarks.synth
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.embed
+
+# Recall of a genome beside EFAAR_benchmarking, of which the files alone are installed; a million wells.
+bench-maps: install
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps efaar-benchmarking==1.0
+	$(BIN)/python -m benchmarks.recall
+	$(BIN)/python -m benchmarks.align
 
 # Indexes, packed stores and crops, beside those of our peers, which are installed for it.
 bench-data: install

@@ -50,9 +50,16 @@ def export(
 
 
 def embed(
-    encoder: Annotated[Path, typer.Argument(help="Folder that phenoscale export wrote.")],
+    encoder: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder that phenoscale export wrote, or timm:NAME, a timm model."
+        ),
+    ],
     index: Annotated[str, typer.Argument(help="Index of the screen, a path or a URL.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    out: Annotated[
+        str, typer.Option(help="Folder of Parquet shards to make or to finish, a path or a URL.")
+    ],
     channels: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,35 +67,75 @@ def embed(
             "all of the screen's where the encoder takes any."
         ),
     ] = None,
+    readout: Annotated[
+        list[str] | None,
+        typer.Option(help="A read-out to write; give it again for each. All if not given."),
+    ] = None,
     every_block: Annotated[
         bool, typer.Option("--every-block", help="Read each block of a transformer too.")
     ] = False,
+    level: Annotated[str, typer.Option(help="What a row is: site, well, or crop.")] = "site",
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that encode, on Ray; in this process if not given."),
+    ] = None,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Where it encodes; on GPUs where there are any."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to run on; --actors are as many as it has room for."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
     tolerated_bad_sites: Annotated[
         float, typer.Option(help="Share of unreadable sites to go on without.")
     ] = 0.0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one.")
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of a timm model: a file, or random; from the hub if not given."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    feed: Annotated[
+        str | None,
+        typer.Option(help="How channels go into a timm model: one_by_one or three_by_three."),
+    ] = None,
+    crop_px: Annotated[
+        int | None,
+        typer.Option(help="Side of a tile; needed for timm models of no fixed input size."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of products: fp32 or bf16.")] = "fp32",
 ) -> None:
-    """Embed every site of a screen with an exported encoder."""
+    """Embed every site of a screen; given again, the command goes on where it stopped."""
     with clear_errors(), progress_bar("embedding") as tell:
         import torch
 
-        from phenoscale.embed_index import embed_index
+        from phenoscale.embed_index import Runner, embed_index, in_place
+        from phenoscale.embed_plan import EmbedOptions
         from phenoscale.parallel import prepare_process
 
         prepare_process(threads)
-        written, bad = embed_index(
-            encoder,
-            index,
-            out,
-            tell,
-            channels=channels,
+        options = EmbedOptions(
+            channels=tuple(channels) if channels else None,
+            readouts=tuple(readout) if readout else None,
             every_block=every_block,
+            level=level,
+            weights=weights,
+            feed=feed,
+            size_px=crop_px,
+            precision=precision,
             tolerated_bad_sites=tolerated_bad_sites,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )
-    if bad:
-        typer.echo(f"{bad} unreadable sites are left out", err=True)
-    typer.echo(f"{out}: {written} sites")
+        run: Runner = in_place
+        on_ray = bool(actors or address)
+        if on_ray:
+            from phenoscale.on_ray.embed import on_actors
+
+            run = on_actors(actors=actors, gpu=gpu, threads=threads, address=address)
+        elif gpu and not torch.cuda.is_available():
+            raise ValueError("--gpu was given, but torch finds no GPU here. Leave it out.")
+        device = "cuda" if torch.cuda.is_available() and gpu is not False and not on_ray else "cpu"
+        report = embed_index(encoder, index, out, tell, options, device=device, run=run)
+    for line in report.lines():
+        typer.echo(line)
+    for line in report.warnings():
+        typer.echo(line, err=True)

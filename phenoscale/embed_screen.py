@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from phenoscale.embed import adapt_to_plate, embed_sites
-from phenoscale.maps.intensity import intensity_statistics
+from phenoscale.maps.intensity import density_statistics, intensity_statistics
 from phenoscale.models.build import AnyEncoder
 from phenoscale.models.densenet import ADAPTING_CROPS, DenseNetEncoder, evenly
 from phenoscale.screens.site_reader import SiteReader
@@ -27,11 +27,11 @@ def embed_screen(
     channels: Sequence[str] | None = None,
     every_block: bool = False,
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Embeds every site, or takes the intensity statistics of every site instead.
+    """Embeds every site, or takes its intensity statistics and density instead.
 
     Args:
         reader: of the screen.
-        encoder: on the CPU or a GPU; None for intensity statistics.
+        encoder: on the CPU or a GPU; None for intensity statistics and density.
         size_px: side of the tiles.
         tell: called now and then with (sites done, sites in all).
         channels: names of those to use, by default all of the screen's.
@@ -46,7 +46,7 @@ def embed_screen(
             take these channels.
     """
     names = tuple(channels or reader.channels)
-    picked = _numbers(names, reader.channels)
+    picked = channel_numbers(names, reader.channels)
     # Filled in place: small arrays kept between a step's large temporaries would fragment the heap.
     whole: dict[str, np.ndarray] = {}
     bad: list[int] = []
@@ -55,12 +55,15 @@ def embed_screen(
         encoder.eval()
     for plate in reader.plates:
         if isinstance(encoder, DenseNetEncoder):
-            _adapt(encoder, reader, plate, size_px, names, picked)
+            adapt(encoder, reader, plate, size_px, names, picked)
         for first in range(plate.start, plate.stop, _SITES_AT_ONCE):
             batch = reader.read(first, min(first + _SITES_AT_ONCE, plate.stop))
             images = batch["images"] if picked is None else batch["images"][:, picked]
             if encoder is None:
-                part = {"statistics": intensity_statistics(images)}
+                part = {
+                    "statistics": intensity_statistics(images),
+                    "density": density_statistics(images),
+                }
             else:
                 part = embed_sites(encoder, images, size_px, names, every_block=every_block)
             for name, vectors in part.items():
@@ -80,7 +83,7 @@ def embed_screen(
     return whole, bad
 
 
-def _numbers(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
+def channel_numbers(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
     """Where the wanted channels stand; None if they are all, in this order."""
     if missing := sorted(set(wanted) - set(there)):
         raise ValueError(
@@ -89,7 +92,7 @@ def _numbers(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
     return None if tuple(wanted) == tuple(there) else [there.index(name) for name in wanted]
 
 
-def _adapt(
+def adapt(
     encoder: DenseNetEncoder,
     reader: SiteReader,
     plate: range,
@@ -100,6 +103,14 @@ def _adapt(
     """Gives the encoder the statistics of a plate, from readable sites evenly spread over it.
 
     Where none of these can be read, from the first that can: never from another plate.
+
+    Args:
+        encoder: with adaptive batch norm.
+        reader: of the screen.
+        plate: its rows.
+        size_px: side of the tiles.
+        names: of the channels to use.
+        picked: where these stand among the reader's (`channel_numbers`).
     """
     spread = [plate[i] for i in evenly(len(plate), ADAPTING_CROPS // 2)]
     images = list(_readable(reader, spread)) or list(islice(_readable(reader, plate), 1))

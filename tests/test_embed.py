@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from phenoscale import embed
 from phenoscale.config import READOUTS
-from phenoscale.embed import embed_sites, tile
+from phenoscale.embed import embed_sites, embed_tiles, tile, tiles_of
 from phenoscale.models.build import build_encoder
 from phenoscale.models.vit import patchify, standardize
 from tests.tiny import CHANNELS, TINY
@@ -86,3 +87,36 @@ def test_the_gain_of_a_stain_does_not_matter(encoder):
     )
     for name in one:
         np.testing.assert_allclose(one[name], two[name], atol=1e-3)
+
+
+def test_corners_are_those_of_the_tiles():
+    """Pixels that hold their own place say where a tile was cut."""
+    y, x = np.mgrid[:40, :50]
+    tiles = tile(torch.from_numpy(np.stack([x, y])[None].astype(np.uint8)), 16)
+    np.testing.assert_array_equal(tiles[:, :, 0, 0].numpy(), tiles_of(40, 50, 16))
+
+
+def test_embeddings_of_tiles_average_to_those_of_their_site(encoder, monkeypatch):
+    """However many tiles are encoded together: here 4 of the 18."""
+    images, names = images_of(), ["patch_sd", "block_1"]
+    expected = embed_sites(encoder, images, 16, CHANNELS, every_block=True)
+    monkeypatch.setitem(embed.TILES_AT_ONCE, "cpu", 4)
+    tiles = embed_tiles(encoder, torch.from_numpy(images), 16, CHANNELS, names)
+    assert list(tiles) == names
+    for name, x in tiles.items():
+        assert x.shape == (3, 6, 32) and x.dtype == torch.float32
+        np.testing.assert_allclose(x.mean(dim=1).numpy(), expected[name], atol=1e-5)
+        assert x.std(dim=1).min() > 1e-3, "tiles of a site differ"
+
+
+def test_bf16_is_close_and_not_the_same(encoder):
+    images = torch.from_numpy(images_of())
+    full, half = (
+        embed_tiles(encoder, images, 16, CHANNELS, ["patch_mean"], precision=precision)[
+            "patch_mean"
+        ]
+        for precision in ("fp32", "bf16")
+    )
+    assert half.dtype == torch.float32
+    difference = (full - half).abs().max().item()
+    assert 1e-4 < difference < 0.1

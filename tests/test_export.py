@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.models.densenet import ADAPTING_CROPS
 from phenoscale.models.vit import standardize
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.screens.index_format import IMAGE_COLUMNS
 from tests.fabricated import make_row
 from tests.tiny import CHANNELS, CLASSES, TINY, TINY_WSL, of, record_of
 
@@ -434,28 +434,46 @@ def trained(tiny_screen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "encoder"
 
 
-def embeddings(table: pa.Table, name: str) -> np.ndarray:
-    assert table.schema.field(name).type == pa.list_(pa.float32())
-    return np.array(table[name].to_pylist(), np.float32)
+def embeddings(folder: Path, name: str) -> np.ndarray:
+    (part,) = folder.glob("part-*.parquet")
+    column = pq.read_table(part)[name].combine_chunks()
+    assert column.type == pa.list_(pa.float32(), column.type.list_size)
+    return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def test_a_screen_is_embedded(tiny_screen: Path, trained: Path, tmp_path: Path):
-    out, path = tmp_path / "new" / "sites.parquet", tiny_screen / "index.parquet"
+    out, path = tmp_path / "new" / "sites", tiny_screen / "index.parquet"
     done = invoke("embed", trained, path, "--out", out, "--every-block")
     assert done.exit_code == 0, done.output
-    table, index = pq.read_table(out), ScreenIndex.open(path)
-    readouts = ["patch_mean", "class_token", "patch_sd", "block_1", "block_2"]
-    assert done.stdout == f"{out}: {index.num_sites} sites\n" and not done.stderr
-    assert table.drop_columns(readouts).equals(index.table.drop_columns(list(IMAGE_COLUMNS)))
+    index = ScreenIndex.open(path)
+    first, second = done.stdout.splitlines()
+    assert first == f"{out}: 288 rows, one per site, of 288 sites in 1 shards" and not done.stderr
+    assert re.fullmatch(
+        r"1 shards written, 0 found whole; [\d.]+ s, [\d.]+ sites/s; the encoder waited for images "
+        r"\d+% of its time",
+        second,
+    )
     from phenoscale.screens.site_reader import SiteReader
 
     loaded = load_encoder(trained)
     crops = Trial.from_dict(loaded.facts.trial).crops
     images = SiteReader(index_path=str(path), crops=crops).read(5, 7)["images"]
     expected = embed_sites(loaded.encoder, images, 16, index.channels, every_block=True)
-    for name in readouts:
-        np.testing.assert_allclose(embeddings(table, name)[5:7], expected[name], atol=1e-6)
-    assert [file.name for file in out.parent.iterdir()] == ["sites.parquet"]
+    assert list(expected) == ["patch_mean", "class_token", "patch_sd", "block_1", "block_2"]
+    for name, vectors in expected.items():
+        np.testing.assert_allclose(embeddings(out, name)[5:7], vectors, atol=1e-6)
+    assert {file.name for file in out.iterdir()} == {"embedding.json", "part-00000.parquet"}
+    again = invoke("embed", trained, path, "--out", out, "--every-block")
+    assert again.stdout.endswith("all shards were found whole, none was written\n")
+    some = ("--readout", "block_1", "--readout", "patch_sd", "--level", "well")
+    assert "level is 'site' there" in refused(invoke("embed", trained, path, "--out", out, *some))
+    done = invoke("embed", trained, path, "--out", tmp_path / "wells", *some, "--precision", "bf16")
+    assert done.stdout.startswith(f"{tmp_path / 'wells'}: 144 rows, one per well, of 288 sites")
+    np.testing.assert_allclose(
+        embeddings(tmp_path / "wells", "block_1").mean(axis=0),
+        embeddings(out, "block_1").mean(axis=0),
+        atol=0.05,
+    )
 
 
 def test_channels_of_a_screen_are_chosen_by_name(tiny_screen: Path, tmp_path: Path):
@@ -465,48 +483,47 @@ def test_channels_of_a_screen_are_chosen_by_name(tiny_screen: Path, tmp_path: Pa
     for name, trial in (("plain", TINY), ("agnostic", of("ca_mae"))):
         make_trial(tmp_path / f"{name}-trial", trial, pair)
         export_encoder(tmp_path / f"{name}-trial", tmp_path / name)
-    own = tmp_path / "own.parquet"
+    own, again, some = tmp_path / "own", tmp_path / "again", tmp_path / "some"
     assert invoke("embed", tmp_path / "plain", path, "--out", own).exit_code == 0
     asked = [word for name in pair[::-1] for word in ("--channels", name)]
-    again = tmp_path / "again.parquet"
     assert invoke("embed", tmp_path / "plain", path, "--out", again, *asked).exit_code == 0
     np.testing.assert_allclose(
-        embeddings(pq.read_table(own), "patch_mean"),
-        embeddings(pq.read_table(again), "patch_mean"),
-        atol=1e-6,
+        embeddings(own, "patch_mean"), embeddings(again, "patch_mean"), atol=1e-6
     )
-    some = tmp_path / "some.parquet"
     done = invoke(
         "embed", tmp_path / "agnostic", path, "--out", some, *asked, "--channels", names[0]
     )
     assert done.exit_code == 0, done.output
-    assert embeddings(pq.read_table(some), "per_channel").shape[1] == 3 * 32
-    line = refused(invoke("embed", tmp_path / "plain", path, "--out", own, "--channels", names[0]))
+    assert embeddings(some, "per_channel").shape[1] == 3 * 32
+    none = ("--out", tmp_path / "none")
+    line = refused(invoke("embed", tmp_path / "plain", path, *none, "--channels", names[0]))
     assert "takes exactly" in line
     make_trial(tmp_path / "other-trial", TINY, ("DNA", "a stain of its own"))
     export_encoder(tmp_path / "other-trial", tmp_path / "other")
-    line = refused(invoke("embed", tmp_path / "other", path, "--out", tmp_path / "none.parquet"))
+    line = refused(invoke("embed", tmp_path / "other", path, *none))
     assert "no channel" in line and "a stain of its own" in line
-    assert not (tmp_path / "none.parquet").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_unreadable_sites_are_left_out_and_counted(
     tiny_screen: Path, trained: Path, tmp_path: Path
 ):
-    copy, out = shutil.copytree(tiny_screen, tmp_path / "screen"), tmp_path / "sites.parquet"
+    copy, out = shutil.copytree(tiny_screen, tmp_path / "screen"), tmp_path / "sites"
     index = ScreenIndex.open(copy / "index.parquet")
     (copy / index.table["paths"][3].as_py()[0]).write_bytes(b"damaged")
     words = ("embed", trained, copy / "index.parquet", "--out", out)
     assert "Row 3 of the index" in refused(invoke(*words))
-    assert not out.exists()
+    assert [file.name for file in out.iterdir()] == ["embedding.json"]
     done = invoke(*words, "--tolerated-bad-sites", 0.01)
-    assert done.exit_code == 0 and done.stderr == "1 unreadable sites are left out\n"
+    assert done.exit_code == 0
+    assert done.stderr == "1 of 288 sites (0.35%) could not be read and are left out\n"
     ids = index.table["site_id"].to_pylist()
-    table = pq.read_table(out)
+    table = pq.read_table(out / "part-00000.parquet")
     assert table["site_id"].to_pylist() == ids[:3] + ids[4:]
-    np.testing.assert_array_equal(
-        embeddings(table, "patch_mean")[3],
+    np.testing.assert_allclose(
+        embeddings(out, "patch_mean")[3],
         embed_readable(trained, copy / "index.parquet", 4),
+        atol=1e-6,
     )
 
 
