@@ -72,6 +72,13 @@ def score(
         str | None,
         typer.Option(help="File of the genes to keep, one a line (expressed ones); or annotated."),
     ] = None,
+    null_perturbations: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of perturbations without effect, one a line (of unexpressed genes), that "
+            "signal is held against; draws of control wells if not given."
+        ),
+    ] = None,
     arms: Annotated[
         Path | None,
         typer.Option(help="CSV gene,arm,expressed: correct for proximity of CRISPR targets."),
@@ -108,6 +115,9 @@ def score(
                 tails=tuple(map(_tails, tails)) if tails else Options.tails,
                 genes=_genes(genes, databases),
                 arms=None if arms is None else load_arms(arms),
+                null_perturbations=None
+                if null_perturbations is None
+                else tuple(sorted(_names(null_perturbations))),
                 nuisance_columns=tuple(nuisance or ()),
                 rounds=rounds,
                 seed=seed,
@@ -219,8 +229,13 @@ def _genes(given: str | None, databases: dict[str, pd.DataFrame]) -> set[str] | 
     if given is None:
         return None
     if given != ANNOTATED:
-        return {line.strip() for line in Path(given).read_text().splitlines() if line.strip()}
+        return _names(Path(given))
     return {gene for pairs in databases.values() for side in pairs for gene in pairs[side]}
+
+
+def _names(path: Path) -> set[str]:
+    """Names in a file, one a line."""
+    return {line.strip() for line in path.read_text().splitlines() if line.strip()}
 
 
 def _named_path(item: str) -> tuple[str, Path]:

@@ -180,13 +180,34 @@ def test_genes_can_be_restricted_and_corrected_for_proximity() -> None:
         {
             "gene": [f"G{g:02d}" for g in range(32)],
             "arm": [f"{g // 26 + 1}p" for g in range(32)],
-            "expressed": [False] * 30 + [True] * 2,
+            "expressed": [g >= 22 for g in range(32)],
         }
     )
     card = scorecard({"x": (vectors, wells)}, {"p": pairs}, dataclasses.replace(QUICK, arms=arms))
     before = line(card, "proximity_bias", "chromosome arms, before correction", name="x")
-    assert before["chance"] == 0.5 and 0.3 < before["value"] < 0.7
+    assert before["chance"] == 0.5 and before["count"] == 6 + 15
     assert "corrected for proximity" in line(card, KEY, "p", name="x")["note"]
+
+
+def test_signal_is_held_against_perturbations_without_effect() -> None:
+    vectors, wells, _ = planted()
+    # Ten guides become noise: their genes are not expressed.
+    dead = wells["guide"].isin([f"G{g:02d}_{k}" for g in range(5) for k in (1, 2)]).to_numpy()
+    plates = wells["plate"].str[1:].astype(int).to_numpy()
+    control = wells["negative_control"].to_numpy()
+    for plate in range(4):
+        some = vectors[(plates == plate) & control]
+        rows = np.flatnonzero(dead & (plates == plate))
+        vectors[rows] = some[np.random.default_rng(plate).permutation(len(some))[: len(rows)]]
+    names = tuple(wells["guide"][dead].unique())
+    options = dataclasses.replace(QUICK, null_perturbations=names)
+    found = line(
+        scorecard({"x": (vectors, wells)}, {}, options),
+        "significant_share", "signal_consistency", name="x",
+    )  # fmt: skip
+    assert found["count"] == 64 - 10
+    # Ten nulls: the least p-value is 1 / 11, so nothing can be significant, and that is said so.
+    assert found["value"] == 0
 
 
 def test_bad_input_is_refused() -> None:

@@ -101,6 +101,11 @@ def rank_pairs(
             no negative pair, or fewer than two perturbations with queries.
     """
     checked_rounds(draws.rounds)
+    if len(frame) < 2:
+        raise ValueError(
+            f"{task}: {len(frame)} rows are of use for it and {num_left_out} are not (controls, "
+            "rows without a gene, guide or target); at least 2 are required."
+        )
     check_directions(vectors)
     check_size(frame, rules)
     meta, names = _coded(frame, rules, entity)

@@ -44,6 +44,9 @@ class Options:
     """The map is restricted to these; None for all."""
     arms: pd.DataFrame | None = None
     """Chromosome arm of each gene (`proximity.load_arms`): the map is corrected by it."""
+    null_perturbations: tuple[str, ...] | None = None
+    """Perturbations without effect, such as guides of unexpressed genes, that signal is held
+    against; None for draws of negative controls."""
     nuisance_columns: tuple[str, ...] = ()
     """Columns of numbers that are scored as if they were embeddings, such as a cell count."""
     rounds: int = 1000
@@ -131,7 +134,9 @@ class Card:
         if self.options.arms is not None and similarity == "cosine":
             corrected = correct_proximity_bias(vectors, names, self.options.arms)
             for when, one in (("before", vectors), ("after", corrected.vectors)):
-                bias = proximity_bias(one, names, self.options.arms)
+                # The correction centres the unexpressed genes themselves, so they do not count.
+                expressed = self.options.arms[self.options.arms["expressed"]]
+                bias = proximity_bias(one, names, expressed)
                 yield self.line(
                     "proximity_bias", f"chromosome arms, {when} correction", bias.probability,
                     chance=0.5, count=bias.num_within, counted="pairs of one arm",
@@ -196,7 +201,13 @@ class Card:
             ("signal_magnitude", signal_magnitude),
         ):
             try:
-                signal = measure(aligned, labels, controls=control, seed=seed)
+                signal = measure(
+                    aligned,
+                    labels,
+                    null_perturbations=self.options.null_perturbations,
+                    controls=control,
+                    seed=seed,
+                )
                 share = significant_share(signal.table["p_value_plus_one"])
             except ValueError as error:
                 yield self.line("significant_share", of, None, note=str(error))
