@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from phenoscale import cli_map, cli_models, cli_score
+from phenoscale import cli_map, cli_models, cli_probe, cli_score
 from phenoscale.cli_index import index_app
 from phenoscale.terminal import clear_errors, progress_bar
 
@@ -232,6 +232,7 @@ def train(
 app.command()(cli_models.export)
 app.command()(cli_models.embed)
 app.command()(cli_score.score)
+app.command()(cli_probe.probe)
 app.add_typer(cli_map.map_app, name="map")
 
 

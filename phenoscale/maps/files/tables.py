@@ -278,6 +278,15 @@ def _usable(found: Embeddings, path: Path, drop_unusable: bool) -> Embeddings:
     )
 
 
+def readout_names(path: str | Path) -> list[str]:
+    """Names of the list columns of a Parquet file or folder; of other tables none."""
+    path = Path(path)
+    files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    if not files or files[0].suffix != ".parquet" or not files[0].exists():
+        return []
+    return list_columns(pq.read_schema(files[0]))
+
+
 def column_names(path: str | Path) -> set[str]:
     """Names of the metadata that a table has, as `read_embeddings` would call them.
 
