@@ -21,6 +21,9 @@ Readout = Annotated[
     str | None,
     typer.Option(help="Which read-out, where a file has several; a trial's headline by default."),
 ]
+Features = Annotated[
+    list[str] | None, typer.Option(help="Prefix of the feature columns of a wide table.")
+]
 
 
 @map_app.command()
@@ -30,6 +33,7 @@ def show(
         Path, typer.Option("--map", help="Map (.parquet, .h5ad, .csv), or a trial's folder.")
     ],
     readout: Readout = None,
+    features: Features = None,
     top: Annotated[int, typer.Option(min=1, help="Neighbours of each kind.")] = 10,
     relationships: Annotated[
         list[Path] | None,
@@ -43,7 +47,7 @@ def show(
         from phenoscale.maps.neighbours import known_to, neighbours
         from phenoscale.maps.relationships import load_relationships
 
-        found = read_map(map_path, readout)
+        found = read_map(map_path, readout, features=features)
         table = neighbours(found, name, top)
         databases = {path.stem: load_relationships(path) for path in relationships or []}
         known = known_to(name, databases)
@@ -111,6 +115,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="FILE.h5ad, FILE.parquet, FILE.csv or FILE.csv.gz.")],
     readout: Readout = None,
+    features: Features = None,
     naming: Annotated[
         Literal["phenoscale", "pycytominer"],
         typer.Option(help="pycytominer: Metadata_ columns and a column per feature."),
@@ -120,7 +125,7 @@ def export(
     with clear_errors():
         from phenoscale.maps.files.map_files import read_map, write_map
 
-        found = read_map(map_path, readout)
+        found = read_map(map_path, readout, features=features)
         write_map(found, out, naming=naming)
         rows, width = found.vectors.shape
         typer.echo(f"{out}: {rows:,} perturbations, {width:,} values ({found.readout})")

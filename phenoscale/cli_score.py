@@ -127,6 +127,7 @@ def score(
                 paths,
                 databases,
                 options,
+                features,
                 lambda path: _read(
                     path, embeddings, readout, column, control, features, drop_unusable
                 ),
@@ -140,6 +141,7 @@ def _scorecard(
     paths: dict[str, Path],
     databases: dict[str, pd.DataFrame],
     options: Any,
+    features: list[str] | None,
     read: Callable[[Path], tuple[np.ndarray, pd.DataFrame]],
 ) -> dict[str, Any]:
     from rich.console import Console
@@ -148,7 +150,7 @@ def _scorecard(
     from phenoscale.maps.scorecard import map_scorecard, scorecard
 
     if all(_is_map(path) for path in paths.values()):
-        maps = {name: read_map(path) for name, path in paths.items()}
+        maps = {name: read_map(path, features=features) for name, path in paths.items()}
         return map_scorecard(maps, databases, options)
     with Console(stderr=True).status("reading") as status:
         tables = {name: read(path) for name, path in paths.items()}

@@ -99,3 +99,16 @@ def test_export_writes_what_other_tools_read(folder: Path, tmp_path: Path) -> No
     _, error = run("export", folder, "--out", tmp_path / "m.h5ad")
     assert "rounded from float64 to float32" in error
     assert (read_map(tmp_path / "m.h5ad").vectors == written.vectors.astype(np.float32)).all()
+
+
+def test_a_wide_table_of_another_naming_by_its_prefix(folder: Path, tmp_path: Path) -> None:
+    found = read_map(folder / "map.parquet")
+    wide = pd.DataFrame(found.vectors, columns=[f"PC_{i}" for i in range(30)])
+    wide.insert(0, "gene", found.names)
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    _, error = run("show", "GENE00", "--map", tmp_path / "wide.csv", code=2)
+    assert "Give the prefix of the feature columns" in error
+    words = ("--map", tmp_path / "wide.csv", "--features", "PC_", "--json")
+    told = json.loads(run("show", "GENE00", *words)[0])["neighbours"]
+    expected = json.loads(run("show", "GENE00", "--map", folder / "map.parquet", "--json")[0])
+    assert [one["name"] for one in told] == [one["name"] for one in expected["neighbours"]]

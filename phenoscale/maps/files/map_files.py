@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -82,13 +82,20 @@ def write_map(found: PerturbationMap, path: str | Path, *, naming: Naming = "phe
     return path
 
 
-def read_map(path: str | Path, readout: str | None = None) -> PerturbationMap:
+def read_map(
+    path: str | Path,
+    readout: str | None = None,
+    *,
+    features: str | Sequence[str] | None = None,
+) -> PerturbationMap:
     """Reads a perturbation map that `write_map` or a trial wrote.
 
     Args:
         path: a file, or the folder of a trial, which holds `map.parquet`.
         readout: which list column. If it is not given: the one that the file's facts name, the
             headline of the trial's row, or the only one.
+        features: prefix or prefixes of the feature columns of a wide table, where their names alone
+            do not tell.
 
     Raises:
         ValueError: if there is no such file or read-out, no column of names, or the content is no
@@ -108,7 +115,7 @@ def read_map(path: str | Path, readout: str | None = None) -> PerturbationMap:
         readout = readout or (None if wide else str(facts.get("readout", "")) or None)
     elif path.suffix == ".h5ad":
         facts = _facts_of_anndata(path)
-    found = read_embeddings(path, readout)
+    found = read_embeddings(path, readout, features=features)
     table = found.metadata
     column = next((name for name in ("obs_name", *_NAME_COLUMNS) if name in table.columns), None)
     if column is None:
