@@ -289,7 +289,8 @@ class Checkpoints:
         milestones = [name for name, milestone in whole if milestone]
         kept = {*(name for name, _ in whole[:KEEP]), *milestones[:1]}
         for name in self._folders():
-            if name not in kept and name < newest:
+            # Of the same step is what another attempt may be writing right now.
+            if name not in kept and name.partition("-")[0] < newest.partition("-")[0]:
                 place = f"{self._root}/{name}"
                 with contextlib.suppress(FileNotFoundError):
                     self._system.rm_file(f"{place}/{MANIFEST}")  # from here it is no checkpoint

@@ -107,7 +107,7 @@ def test_planted_signal_is_found_by_every_score_and_noise_by_none(card: dict) ->
     assert share > 0.7 > 0.1 > noise
     # The energy distance needs five replicates, and guides have four.
     assert line(card, "significant_share", "signal_magnitude")["value"] is None
-    assert line(card, "ks_statistic", "replicates across plate")["value"] > 0.8
+    assert line(card, "ks_statistic", "replicates across plate")["value"] > 0.6
     assert line(card, "ks_statistic", "replicates across plate", name="noise")["value"] < 0.2
     assert line(card, KEY, "planted", name="noise")["low"] < 0.1
 
