@@ -1,11 +1,14 @@
 """The protocol cpjump1 on a planted screen in the published layout, and on the real table."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from phenoscale.cli import app
 from phenoscale.maps.protocols.cpjump1 import (
     consensus,
     from_pycytominer,
@@ -198,3 +201,23 @@ def test_the_real_table_gives_its_reference_figures(real_data: Path) -> None:
         )
         assert per_well == pytest.approx(expected, abs=0.0006), (kind, cell, time)
         assert found.mean_average_precision.low > found.chance
+
+
+def test_the_command_prints_and_writes_the_protocol(tmp_path: Path) -> None:
+    table, plates, targets = published()
+    vectors, wells = from_pycytominer(table, plates, targets)
+    features = pd.DataFrame(vectors, columns=[f"f_{i}" for i in range(vectors.shape[1])])
+    pd.concat([wells, features], axis=1).to_parquet(tmp_path / "wells.parquet", index=False)
+    words = ["score", tmp_path / "wells.parquet", "--protocol", "cpjump1", "--rounds", "60",
+             "--out", tmp_path / "out.json"]  # fmt: skip
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out.json").read_text())
+    scaled = standardised_per_plate(vectors, wells["plate"])
+    expected = score_cpjump1(scaled, wells, draws=Draws(rounds=60))["table"]
+    assert [task["task"] for task in written["tasks"]] == expected["task"].tolist()
+    for task, value in zip(written["tasks"], expected["mean_average_precision"], strict=True):
+        assert task["mean_average_precision"] == pytest.approx(value, abs=1e-4, nan_ok=True) or (
+            task["mean_average_precision"] is None and pd.isna(value)
+        )
+    assert "detection" in done.stdout and "cpjump1" in done.stdout

@@ -11,7 +11,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import StandardScaler
+from typer.testing import CliRunner
 
+from phenoscale.cli import app
 from phenoscale.maps.protocols.compound_gene import average_precision_and_auc
 from phenoscale.maps.protocols.rxrx3_core import align_on_controls, map_rows, score_rxrx3_core
 
@@ -313,3 +315,17 @@ def test_bad_tables_are_refused(tmp_path: Path) -> None:
     embeddings.to_parquet(tmp_path / "broken.parquet")
     with pytest.raises(ValueError, match=r"embeddings has 1 NaN .*\(gene-001_1_0\)"):
         score_rxrx3_core(**release | {"embeddings_path": tmp_path / "broken.parquet"})
+
+
+def test_the_command_prints_and_writes_the_protocol(tmp_path: Path) -> None:
+    release = write_release(tmp_path)
+    release["relationships"]["small"].to_csv(tmp_path / "small.csv", index=False)
+    words = ["score", release["embeddings_path"], "--protocol", "rxrx3-core",
+             "--metadata", release["metadata_path"], "--truth", release["truth_path"],
+             "--relationships", tmp_path / "small.csv", "--out", tmp_path / "out.json"]  # fmt: skip
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert (written["protocol"], written["version"]) == ("rxrx3-core", "1")
+    assert written == json.loads(json.dumps(score_rxrx3_core(**release)))
+    assert "rxrx3-core 1" in done.stdout and "max" in done.stdout and "small" in done.stdout
