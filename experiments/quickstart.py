@@ -3,7 +3,7 @@
 Command: python -m experiments.quickstart [--seed N] [--dry-run]
 Expected: masked autoencoders gain with data and beat, in recall of the planted relationships, both
 the same backbone untrained and intensity statistics; the oracle of true phenotypes is near 1,
-chance is 0.10.
+chance is 0.10. As found, they do not beat the baseline's other read-out, density (LOG.md).
 
 Two objectives x two backbones x three data scales, three untrained initialisations of each
 backbone, intensity statistics, the oracle, and twins of one trial under Ray Train. Passes are

@@ -62,6 +62,12 @@ def _differences(
         (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),
         ("intensity statistics", intensity),
     ]
+    density = [
+        dataclasses.replace(r, readout="density")
+        for r in intensity
+        if "density" in r.score_by_readout
+    ]
+    sides.append(("density (stained share and pieces of each channel)", density))
     for name in sorted({r.backbone for r in rows if r.objective == "reference"}):
         same = [r for r in rows if (r.objective, r.backbone) == ("reference", name)]
         sides.append((f"reference {name}", same))

@@ -164,7 +164,9 @@ def _answer(
 
 
 def _below(difference: Mapping[str, Any]) -> str:
-    verdict = "below 0: training made it worse" if difference["high"] < 0 else "not clear of 0"
+    verdict = "below 0" if difference["high"] < 0 else "not clear of 0"
+    if difference["high"] < 0 and _short(difference).startswith("untrained"):
+        verdict += ": training made it worse"
     return f"{_short(difference)} is {_difference(difference)}, {verdict}"
 
 
