@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phenoscale.findings import METRIC_NAMES, objective_name, share
 from phenoscale.results import ResultsRow
+from phenoscale.wording import METRIC_NAMES, objective_name, share
 
 Figure = dict[str, Any]
 Curve = Mapping[str, Sequence[float]]

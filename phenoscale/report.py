@@ -17,7 +17,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from phenoscale.figures import Figure, make_figures
-from phenoscale.findings import best_row, find, objective_name, share
+from phenoscale.findings import best_row, find
 from phenoscale.map_figures import make_map_figures
 from phenoscale.maps.files.map_files import read_map
 from phenoscale.report_tables import (
@@ -31,6 +31,7 @@ from phenoscale.report_tables import (
 )
 from phenoscale.results import CURVE_FILE, ResultsRow, read_rows
 from phenoscale.study_files import MAP_FILE
+from phenoscale.wording import objective_name, share
 
 REPORT_FILE = "report.html"
 PANEL_FILE = "panel.png"

@@ -7,15 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phenoscale.findings import (
-    ALIGNMENT_NAMES,
-    TWINS_GOAL,
-    interval,
-    number,
-    objective_name,
-    share,
-)
+from phenoscale.findings import TWINS_GOAL
 from phenoscale.results import ResultsRow
+from phenoscale.wording import ALIGNMENT_NAMES, interval, number, objective_name, share
 
 OVERHEAD_GOALS_S = {("in_place", 1): 1.0, ("ray_train", 1): 9.0}
 """Most seconds that a trial may hold its slot beyond its work, by launcher and workers."""
