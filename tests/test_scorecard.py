@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from phenoscale.cli import app
 from phenoscale.maps.files.map_files import write_map
 from phenoscale.maps.recall import recall_by_database
-from phenoscale.maps.score import perturbation_map
+from phenoscale.maps.score import nuisance_accuracy, perturbation_map
 from phenoscale.maps.score_lines import Options
 from phenoscale.maps.scorecard import REQUIRED, map_scorecard, scorecard
 from phenoscale.score_tables import tables_of
@@ -229,6 +229,17 @@ def test_bad_input_is_refused() -> None:
     uncontrolled = wells[(wells["plate"] == "p0") | ~wells["negative_control"]]
     with pytest.raises(ValueError, match=r"too few negative controls: b1 \(0\)"):
         scorecard({"x": (vectors[uncontrolled.index], uncontrolled)}, {"p": pairs})
+
+
+def test_nuisance_of_many_plates_looks_at_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, wells, _ = planted()
+    everything = nuisance_accuracy(vectors, wells)
+    assert everything["plate_chance"] == 0.25 and everything["plate"] > 0.9
+    monkeypatch.setattr("phenoscale.maps.score.NUISANCE_PLATES", 2)
+    some = nuisance_accuracy(vectors, wells)
+    two = wells["plate"].isin(["p0", "p3"])
+    assert some == nuisance_accuracy(vectors[two], wells[two]) and some["plate_chance"] == 0.5
+    assert nuisance_accuracy(vectors, wells.assign(well="somewhere")) == {}
 
 
 # ---- the command
