@@ -151,6 +151,10 @@ def _levels(
             if row.objective == objective:
                 shapes.append(_line(row.score, objective_name(objective), colour, dash))
                 levels.append(row.score)
+                if "density" in row.score_by_readout:
+                    density = row.score_by_readout["density"]
+                    shapes.append(_line(density, "density", colour, "longdashdot"))
+                    levels.append(density)
     if study.get("chance") is not None:
         shapes.append(_line(study["chance"], "chance", GREY, "dot"))
         levels.append(study["chance"])

@@ -240,7 +240,7 @@ def _data_scale(trained: Sequence[ResultsRow], best: ResultsRow | None) -> str:
 
 
 def _alignments(rows: Sequence[ResultsRow], best: ResultsRow | None) -> str:
-    """Whether the best trial is above every baseline under each alignment."""
+    """Whether the best trial is above every baseline's headline under each alignment."""
     if best is None or len(best.score_by_alignment) < 2:
         return ""
     baselines = [r for r in rows if r.is_baseline and r.objective != "oracle"]
@@ -255,12 +255,18 @@ def _alignments(rows: Sequence[ResultsRow], best: ResultsRow | None) -> str:
     scores = "; ".join(told for _, told in margins)
     above = {wins for wins, _ in margins}
     if above == {True}:
-        return f"The best trial is above every baseline under each alignment (with {scores})."
+        return (
+            "Under each alignment the best trial is above every baseline by its own read-out (with "
+            f"{scores})."
+        )
     if above == {False}:
-        return f"The best trial is above the baselines under no alignment (with {scores})."
+        return (
+            "Under no alignment is the best trial above every baseline by its own read-out (with "
+            f"{scores})."
+        )
     return (
-        "The alignment decides whether the best trial is above every baseline, so that is not "
-        f"shown (with {scores})."
+        "The alignment decides whether the best trial is above every baseline by its own read-out, "
+        f"so that is not shown (with {scores})."
     )
 
 

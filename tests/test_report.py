@@ -184,6 +184,20 @@ def test_overhead_beyond_its_goal_does_not_hold(tmp_path: Path) -> None:
     assert "<td>1.01</td><td>1.01</td><td>1</td><td>no</td>" in page(tmp_path)
 
 
+def test_the_alignment_may_decide() -> None:
+    baseline = make_baseline("intensity", 0.4, score_by_alignment={"pca_cs": 0.4, "tvn": 0.44})
+
+    def sentence(**scores: float) -> str:
+        rows = [make_row(score_by_alignment=scores), baseline]
+        (found,) = [note for note in find(rows, {}, {}, []).notes if "lignment" in note]
+        return found
+
+    assert "Under each alignment the best trial is above" in sentence(pca_cs=0.46, tvn=0.45)
+    assert "PCA-CS 0.460 and 0.400; TVN 0.430 and 0.440" in sentence(pca_cs=0.46, tvn=0.43)
+    assert "The alignment decides" in sentence(pca_cs=0.46, tvn=0.43)
+    assert "Under no alignment" in sentence(pca_cs=0.3, tvn=0.3)
+
+
 def test_every_row_and_failure_is_in_the_tables(study_dir: Path) -> None:
     shown = page(study_dir)
     for row in read_rows(study_dir):

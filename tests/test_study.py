@@ -50,11 +50,11 @@ STUDY = Study(
 SIZE = ScreenSize(wells=108, sites_per_well=2, total_sites=288, channels=6, classes=33, site_px=64)
 
 
-def run(files):
+def run(files, study=STUDY):
     """Runs the study and returns its exit code and what a person saw."""
     screen = io.StringIO()
     code = run_study(
-        STUDY,
+        study,
         files,
         SIZE,
         command="none",
@@ -181,6 +181,17 @@ def test_a_second_run_runs_only_what_has_no_row(first, files):
     code, seen = run(files)
     assert f"1 of {len(STUDY.trials)} trials to run" in seen and code == 1
     assert before == {p: p.stat().st_mtime_ns for p in files.study_dir.glob("trials/*/row.json")}
+
+
+def test_a_run_without_work_keeps_the_figures_of_the_one_that_had_it(first, files):
+    path = files.study_dir / "study.json"
+    before = json.loads(path.read_text())
+    assert before["wall_s"] > 0
+    whole = dataclasses.replace(STUDY, trials=tuple(t for t in STUDY.trials if t != DIVERGING))
+    code, seen = run(files, whole)
+    after = json.loads(path.read_text())
+    assert "0 of" in seen and code == 0
+    assert all(after[name] == before[name] for name in ("wall_s", "peak_memory_gib"))
 
 
 def test_report_and_mlflow_hold_every_row(first, files):

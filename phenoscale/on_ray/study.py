@@ -56,7 +56,7 @@ def run_study(
     """
     start = time.time()
     index = ScreenIndex.open(files.index)
-    write_description(study, files, index, command, facts or {}, {})
+    write_description(study, files, index, command, facts or {}, None)
     lines = {line.trial.id: line for line in bill(study, screen)}
     mirror = StudyMirror(files.study_dir, tracking_uri)
     mirror.open()
