@@ -165,7 +165,8 @@ class ResultsRow:
         expected = {f.name: str(f.type) for f in dataclasses.fields(cls)}
         if missing := sorted(expected.keys() - values.keys()):
             raise ValueError(
-                f"{source} lacks the columns {missing}; was it written by another version?"
+                f"{source} lacks the columns {missing}; was it written by another version? Go on "
+                "with that version, or give another directory."
             )
         if unknown := sorted(values.keys() - expected.keys()):
             raise ValueError(

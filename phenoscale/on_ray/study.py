@@ -17,7 +17,7 @@ from phenoscale.maps.score import ALIGNMENTS, HEADLINE_ALIGNMENT
 from phenoscale.on_ray.tune import pending, run_grid
 from phenoscale.progress import StudyProgress
 from phenoscale.report import write_report
-from phenoscale.results import read_row, write_json
+from phenoscale.results import read_row, read_rows, write_json
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import StudyFiles
 from phenoscale.tracking import StudyMirror
@@ -52,10 +52,12 @@ def run_study(
         Exit code: 0, or 1 when a trial failed.
 
     Raises:
-        ValueError: if the directory holds a study of another screen.
+        ValueError: if the directory holds a study of another screen, or rows of another version.
     """
     start = time.time()
     index = ScreenIndex.open(files.index)
+    if (files.study_dir / "trials").is_dir():
+        read_rows(files.study_dir)  # rows of another version are refused now, not after the work
     write_description(study, files, index, command, facts or {}, None)
     lines = {line.trial.id: line for line in bill(study, screen)}
     mirror = StudyMirror(files.study_dir, tracking_uri)
