@@ -440,25 +440,17 @@ def test_bad_settings_are_refused() -> None:
 # ---- a real map
 
 
-@pytest.mark.parametrize(
-    ("database", "num_pairs", "expected"),
-    [
-        ("CORUM", 10_604, 0.331),
-        ("HuMAP", 8_521, 0.401),
-        ("Reactome", 2_865, 0.406),
-        ("SIGNOR", 1_622, 0.297),
-        ("StringDB", 11_532, 0.492),
-    ],
-)
-def test_gene_dependencies_score_their_reference(
-    real_data: Path, database: str, num_pairs: int, expected: float
-) -> None:
+@pytest.mark.parametrize("database", EFAAR["depmap_gene_pca"])
+def test_gene_dependencies_score_as_in_efaar(real_data: Path, database: str) -> None:
     table = pd.read_parquet(real_data / "depmap_gene_pca" / "gene_loadings.parquet")
     vectors = table.drop(columns="gene").to_numpy(dtype=np.float64)
     vectors = vectors / vectors.std(axis=0)
     pairs = load_relationships(real_data / "relationships" / f"{database}.txt")
-    found = relationship_recall(vectors, table["gene"].tolist(), pairs)
-    assert found["num_pairs"] == num_pairs
-    assert found[KEY] == pytest.approx(expected, abs=0.0005)
+    found = relationship_recall(vectors, table["gene"].tolist(), pairs, EFAAR_TAILS)
+    expected = EFAAR["depmap_gene_pca"][database]
+    assert found["num_pairs"] == expected["query_distribution_size"]
+    for low, high in EFAAR_TAILS:
+        key = f"recall_{low}_{high}"
+        assert found[key] == pytest.approx(expected[key], abs=1e-9), key
     shuffled = np.random.default_rng(0).permutation(table["gene"]).tolist()
     assert relationship_recall(vectors, shuffled, pairs)[KEY] == pytest.approx(0.1, abs=0.02)
