@@ -212,9 +212,10 @@ class Card:
             except ValueError as error:
                 yield self.line("significant_share", of, None, note=str(error))
                 continue
+            few = share.num_missing
             yield self.line(
                 "significant_share", of, share.share, chance=0.0, count=share.num_tested,
-                counted="perturbations", note=f"{share.num_missing} without enough replicates",
+                counted="perturbations", note=f"{few} without enough replicates" if few else "",
             )  # fmt: skip
         for group in ("experimental_batch", "plate"):
             key = table[list(WELL_KEY[: 1 + (group == "plate")])].agg("/".join, axis=1).to_numpy()
@@ -225,7 +226,7 @@ class Card:
             except ValueError as error:
                 yield self.line("ks_statistic", f"replicates across {group}", None, note=str(error))
                 continue
-            counted = {"count": pairs.num_same_pairs, "counted": "pairs", "chance": 0.0}
+            counted = {"count": pairs.num_same_pairs, "counted": "pairs"}
             of = f"replicates across {group}"
             yield self.line("ks_statistic", of, pairs.ks_statistic, **counted)
             yield self.line("cvm_statistic", of, pairs.cvm_statistic, **counted)
