@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phenoscale.terminal import clear_errors
+from phenoscale.terminal import clear_errors, table_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,10 +84,9 @@ def _frame(columns: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = table_console()
     table = Table(
         title=f"{found['label']}: {found['num_classes']} classes, {found['num_train']:,} rows to "
         f"fit on, {found['num_test']:,} to test; balanced accuracy, chance {found['chance']:.3g}",

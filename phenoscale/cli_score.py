@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from phenoscale.terminal import clear_errors
+from phenoscale.terminal import clear_errors, table_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ANNOTATED = "annotated"
-_WIDTH = 160  # of the tables in a file or a pipe
 
 
 def score(
@@ -262,14 +261,11 @@ def _tails(item: str) -> tuple[float, float]:
 
 def _print(found: dict[str, Any]) -> None:
     """The figures as tables; whatever has none says why below."""
-    from rich.console import Console
     from rich.table import Table
 
     from phenoscale.score_tables import tables_of
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
+    console = table_console()
     for title, columns, rows, notes in tables_of(found):
         table = Table(title=title, title_justify="left")
         for number, name in enumerate(columns):

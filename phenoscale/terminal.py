@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH = 160  # of tables in a file or a pipe
 
 
 @contextmanager
@@ -52,3 +58,13 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
             progress.update(task, completed=done, total=total)
 
         yield tell
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal, and wide enough where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    return console
