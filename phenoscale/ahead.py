@@ -30,12 +30,21 @@ class Watch:
             yield item
 
 
-def ahead(make: Callable[[Part], T], parts: Iterable[Part], threads: int) -> Iterator[T]:
-    """What `make` gives for each part, in order; the next ones are made while one is in use."""
+def ahead(
+    make: Callable[[Part], T], parts: Iterable[Part], threads: int, *, spare: int = 1
+) -> Iterator[T]:
+    """What `make` gives for each part, in order; the next ones are made while one is in use.
+
+    Args:
+        make: called in threads.
+        parts: what it is called with.
+        threads: that make at once, one part each.
+        spare: parts beyond these that may wait, made, for their user.
+    """
     pool = ThreadPoolExecutor(threads, "reader")
     try:
         made = (pool.submit(make, part) for part in parts)
-        coming = deque(islice(made, threads + 1))
+        coming = deque(islice(made, threads + spare))
         while coming:
             ready = coming.popleft().result()
             coming.extend(islice(made, 1))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phenoscale.maps.files.tables import MANIFEST_FILE
+from phenoscale.results import whole_file
 from phenoscale.screens.errors import MissingImageError
 from phenoscale.screens.packed.store import put, read_or_none
 from phenoscale.screens.storage import Root, writable_folder
@@ -222,12 +223,8 @@ def _place(root: Root, name: str) -> Iterator[Path]:
             yield Path(folder) / name
             put(root, name, memoryview((Path(folder) / name).read_bytes()))
         return
-    part = Path(root.folder) / f".{name}.{os.getpid()}.part"
-    try:
+    with whole_file(Path(root.folder) / name) as part:
         yield part
-        os.replace(part, Path(root.folder) / name)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from phenoscale.report_tables import (
     trials_table,
     twins_table,
 )
-from phenoscale.results import CURVE_FILE, ResultsRow, read_rows
-from phenoscale.study_files import MAP_FILE
+from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, whole_file
+from phenoscale.study_files import MAP_FILE, STUDY_FILE
 from phenoscale.wording import objective_name, share
 
 REPORT_FILE = "report.html"
@@ -63,7 +62,7 @@ def write_report(study_dir: Path) -> Path:
         ValueError: if `study_dir` is no study, or a row is damaged.
     """
     rows = read_rows(study_dir)
-    study = _read(study_dir / "study.json", {})
+    study = _read(study_dir / STUDY_FILE, {})
     comparisons = _read(study_dir / "comparisons.json", {})
     failures = _read(study_dir / "failures.json", [])
     curves = {row.trial_id: _read_curve(_trial_dir(study_dir, row) / CURVE_FILE) for row in rows}
@@ -98,12 +97,8 @@ def write_report(study_dir: Path) -> Path:
         alignment=study.get("alignment", ""),
     )
     path = study_dir / REPORT_FILE
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as part:
         part.write_text(html)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -8,11 +8,12 @@ never a number.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,25 @@ def read_rows(study_dir: Path) -> list[ResultsRow]:
     return sorted(rows, key=lambda row: (row.is_baseline, row.trial_id))
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Writes JSON beside its final place and renames it, so that readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when all is written, or vanishes.
+
+    So readers never see half a file.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -11,6 +11,7 @@ TRIAL_FILE = "trial.json"
 MODEL_FILE = "model.json"  # what a trial's model follows from beside the trial: channels, classes
 SITES_FILE = "sites.parquet"
 MAP_FILE = "map.parquet"
+STUDY_FILE = "study.json"
 PANEL_FILE = "panel.png"
 WORKERS_FILE = "workers.json"
 BAD_SITES_FILE = "bad_sites.csv"

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from phenoscale.maps.gene_pairs import DECIMALS
 from phenoscale.maps.perturbation_map import PerturbationMap
 from phenoscale.maps.recall import TAILS
 from phenoscale.maps.relationships import unordered_pairs
@@ -27,8 +28,6 @@ EXACT_NAMES = 10_000
 
 ALL_PAIRS, OWN_PAIRS = "all pairs", "own pairs"
 _BLOCK = 1024
-_DECIMALS = 12
-"""As in `gene_pairs.py`: equal cosines tie, whatever order the BLAS added them in."""
 
 
 def neighbours(found: PerturbationMap, name: str, top: int = 10) -> pd.DataFrame:
@@ -53,7 +52,7 @@ def neighbours(found: PerturbationMap, name: str, top: int = 10) -> pd.DataFrame
         raise ValueError(f"top is {top}; at least 1 is required.")
     row = _row_of(found, name)
     unit = _directions(found)
-    similarity = np.round(unit @ unit[row], _DECIMALS)
+    similarity = np.round(unit @ unit[row], DECIMALS)
     others = np.delete(np.arange(len(unit)), row)
     order = others[np.argsort(-similarity[others], kind="stable")]
     places = np.arange(len(order))
@@ -134,7 +133,7 @@ def _counts_in_all_pairs(
     at_or_below = np.zeros(len(values), dtype=np.int64)
     size = 0
     for start in range(0, len(unit), _BLOCK):
-        block = np.round(unit[start : start + _BLOCK] @ unit[start:].T, _DECIMALS)
+        block = np.round(unit[start : start + _BLOCK] @ unit[start:].T, DECIMALS)
         pairs = block[np.triu_indices(len(block), k=1, m=block.shape[1])]
         counted = _counts(pairs, values)
         below, at_or_below, size = below + counted[0], at_or_below + counted[1], size + len(pairs)

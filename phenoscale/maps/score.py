@@ -168,18 +168,19 @@ def score_recall(
         columns[name] = pa.array(list(one.vectors))
     headline = maps[readout]
     by_alignment = {HEADLINE_ALIGNMENT: found[readout]["recall_0.05_0.95"]}
-    for alignment in STUDY_ALIGNMENTS:
-        if alignment != HEADLINE_ALIGNMENT:
-            other = perturbation_map(embeddings[readout], metadata, alignment=alignment)
-            scores = relationship_recall(other.vectors, other.names, pairs)
-            by_alignment[alignment] = scores["recall_0.05_0.95"]
     wells, table = wells_from_sites(embeddings[readout], metadata)
-    aligned, _ = align_wells(wells, table, HEADLINE_ALIGNMENT)
+    for alignment in STUDY_ALIGNMENTS:
+        aligned, _ = align_wells(wells, table, alignment)
+        if alignment == HEADLINE_ALIGNMENT:
+            nuisance = nuisance_accuracy(aligned, table)
+        else:
+            genes, names, _ = genes_from_wells(aligned, table)
+            by_alignment[alignment] = relationship_recall(genes, names, pairs)["recall_0.05_0.95"]
     score = Score(
         headline=bootstrap_recall(headline.vectors, headline.names, pairs, rounds=rounds),
         by_readout={name: scores["recall_0.05_0.95"] for name, scores in found.items()},
         by_alignment=by_alignment,
-        nuisance=nuisance_accuracy(aligned, table),
+        nuisance=nuisance,
         protocol=RECALL_PROTOCOL,
         num_genes=int(found[readout]["num_entities"]),
         num_relationships=int(found[readout]["num_pairs"]),

@@ -16,15 +16,12 @@ Pixels that need no decoding are not sent at all: the worker copies them out of 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 import ray.data
 
+from phenoscale.ahead import ahead
 from phenoscale.config import Readers
 from phenoscale.crops import Plan
 from phenoscale.memory import keep_freed_memory
@@ -33,8 +30,6 @@ from phenoscale.screens.cutter import Batch, CropCutter, chapters
 READER_CPUS = 1  # of Ray's count; see `start_ray`
 _BLOCK_BYTES = 24 * 2**20  # below glibc's limit for memory that is kept and used again
 _SEGMENT_BYTES = 384 * 2**20  # two segments of each stream are in the object store at once
-
-Part = TypeVar("Part")
 
 
 def crop_stream(
@@ -72,7 +67,7 @@ def cut_by_threads(
     def cut(piece: tuple[int, int]) -> list[Batch]:
         return list(cutter.blocks(*piece, lanes, steps))
 
-    yield from _steps_of(_ahead(cut, pieces, readers.at_once))
+    yield from _steps_of(ahead(cut, pieces, readers.at_once, spare=0))
 
 
 def cut_by_tasks(
@@ -84,20 +79,7 @@ def cut_by_tasks(
         return _cut_in_tasks(cutter, lanes, segment, readers)
 
     segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
-    yield from _steps_of(_ahead(cut, segments, 1))
-
-
-def _ahead(
-    cut: Callable[[Part], list[Batch]], parts: Iterable[Part], at_once: int
-) -> Iterator[list[Batch]]:
-    """What `cut` makes of each part, in order; while one is in use the next ones are being cut."""
-    with ThreadPoolExecutor(max_workers=at_once) as pool:
-        cuts = (pool.submit(cut, part) for part in parts)
-        coming = deque(islice(cuts, at_once))
-        while coming:
-            ready = coming.popleft().result()
-            coming.extend(islice(cuts, 1))
-            yield ready
+    yield from _steps_of(ahead(cut, segments, 1, spare=0))
 
 
 def _steps_of(pieces: Iterator[list[Batch]]) -> Iterator[Batch]:

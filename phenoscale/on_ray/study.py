@@ -19,10 +19,8 @@ from phenoscale.progress import StudyProgress
 from phenoscale.report import write_report
 from phenoscale.results import read_row, read_rows, write_json
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.study_files import StudyFiles
+from phenoscale.study_files import STUDY_FILE, StudyFiles
 from phenoscale.tracking import StudyMirror
-
-STUDY_FILE = "study.json"
 
 
 def run_study(

@@ -14,9 +14,7 @@ same bits. AnnData keeps float32, as its tools expect; Parquet keeps what the ma
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +29,9 @@ from phenoscale.maps.files.columns import pycytominer_name
 from phenoscale.maps.files.list_columns import list_columns
 from phenoscale.maps.files.tables import read_embeddings
 from phenoscale.maps.perturbation_map import Fact, PerturbationMap
-from phenoscale.results import ROW_FILE
-from phenoscale.study_files import MAP_FILE
+from phenoscale.results import ROW_FILE, whole_file
+from phenoscale.study_files import MAP_FILE, STUDY_FILE
 
-STUDY_FILE = "study.json"
 Naming = Literal["phenoscale", "pycytominer"]
 
 _FACTS_KEY = b"phenoscale"
@@ -66,7 +63,7 @@ def write_map(found: PerturbationMap, path: str | Path, *, naming: Naming = "phe
             "for pycytominer's naming."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path) as part:
+    with whole_file(path) as part:
         if path.suffix == ".h5ad":
             to_anndata(found).write_h5ad(part)
         elif text:
@@ -230,14 +227,3 @@ def _facts_of_anndata(path: Path) -> dict[str, Fact]:
     with h5py.File(path) as file:
         facts = read_elem(file["uns/phenoscale"]) if "uns/phenoscale" in file else {}
     return {key: value.item() if hasattr(value, "item") else value for key, value in facts.items()}
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when all is written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

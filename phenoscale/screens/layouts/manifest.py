@@ -7,7 +7,6 @@ beyond those of `MANIFEST_SCHEMA` pass through to the index.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from phenoscale.results import whole_file
 from phenoscale.screens.layouts.tables import read_table
 
 NEGATIVE_CONTROL = "negative_control"
@@ -134,13 +134,9 @@ def write_manifest(table: pa.Table, path: Path) -> Path:
         _refuse(bad, column, name, "The manifest", f"a CSV cell cannot hold {SEPARATOR!r} in one")
         position = checked.column_names.index(name)
         checked = checked.set_column(position, name, pc.binary_join(column, SEPARATOR))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
         pacsv.write_csv(checked, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
