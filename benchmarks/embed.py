@@ -131,7 +131,7 @@ def _screen(folder: Path, spec: ScreenSpec) -> Path:
 def _encoder(folder: Path, index: Path, backbone: str, size_px: int) -> Path:
     """An encoder of random weights, exported."""
     trial = grid.baseline("untrained", backbone, Crops(size_px=size_px, passes=0))
-    files = StudyFiles(study_dir=folder / "study", index=index, relationships=None)
+    files = StudyFiles(study_dir=folder / "study", index=index)
     write_trial(trial, files, ScreenIndex.open(index))
     export_encoder(files.trial_dir(trial), folder / "encoder")
     return folder / "encoder"

@@ -77,7 +77,7 @@ def step_times(name: str, backbone: str, crops: Crops, side_px: int, rounds: int
                 files = StudyFiles(
                     study_dir=Path(folder) / f"{way}{round_}",
                     index=index,
-                    relationships=index.parent / "relationships.csv",
+                    relationships=(str(index.parent / "relationships.csv"),),
                 )
                 trial = grid.trained(
                     "mae", backbone, crops, lr=1e-3, mask_ratio=0.5, seed=round_, placement=place
@@ -150,7 +150,7 @@ def fixed_costs(in_place: int, ray_train: int, workers: int = 1) -> list[Figure]
         files = StudyFiles(
             study_dir=Path(folder) / "study",
             index=index,
-            relationships=index.parent / "relationships.csv",
+            relationships=(str(index.parent / "relationships.csv"),),
         )
         # Larger seeds cost the same; the order of trials is the order of seeds.
         run_grid(study, files, _Silent(), cost=lambda trial: -trial.seed, at_once=1)

@@ -130,7 +130,7 @@ def main(
     there = StudyFiles(
         study_dir=study_dir / "transfer",
         index=other / "index.parquet",
-        relationships=other / "relationships.csv",
+        relationships=(str(other / "relationships.csv"),),
     )
     score_all(study, study_dir, there, CHANNELS)
 

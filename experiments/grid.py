@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,14 @@ TrackingUri = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="Ray cluster; local by default.")
+]
+Relationships = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="entity1,entity2 table of genes that belong together, or CORUM, HuMAP, Reactome, "
+        "SIGNOR, StringDB, or public for these five; repeat for more. Without any, a linear probe "
+        "scores."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the bill and stop.")]
 
@@ -76,6 +85,19 @@ def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> T
         optim=Optim(lr=1.0),
         seed=seed,
     )
+
+
+def databases(given: Sequence[str]) -> tuple[str, ...]:
+    """Known relationships as a study reads them: paths, absolute, and names of public databases."""
+    from phenoscale.maps.relationships import PUBLIC_DATABASES
+
+    public = {"public": PUBLIC_DATABASES} | {name: (name,) for name in PUBLIC_DATABASES}
+    return tuple(one for text in given for one in public.get(text, (str(Path(text).resolve()),)))
+
+
+def without_paths(given: Sequence[str]) -> list[str]:
+    """The same as they stand in the command of a report, which names nobody's folders."""
+    return ["FILE" if Path(one).is_absolute() else one for one in databases(given)]
 
 
 def screen_size(index: ScreenIndex, held_out: tuple[str, ...]) -> ScreenSize:
@@ -134,7 +156,7 @@ def run_simulated(
     files = StudyFiles(
         study_dir=storage.resolve() / study.name,
         index=screen / "index.parquet",
-        relationships=screen / "relationships.csv",
+        relationships=tuple(str(screen / f"{name}.csv") for name in ("complexes", "opposed")),
         latents=screen / "latents.parquet",
     )
     size, facts = simulated_size(spec), {"seed": seed}

@@ -141,9 +141,7 @@ def main(
     held_out: Annotated[
         list[str] | None, typer.Option(help="Plate (batch/plate) or batch; repeat for more.")
     ] = None,
-    relationships: Annotated[
-        Path | None, typer.Option(help="entity1,entity2 table of genes that belong together.")
-    ] = None,
+    relationships: grid.Relationships = None,
     objective: Annotated[
         list[str] | None, typer.Option(help="mae, ca_mae or wsl; repeat for more.")
     ] = None,
@@ -191,7 +189,7 @@ def main(
             crops,
             backbone,
             objectives=tuple(objective or OBJECTIVES),
-            recall=relationships is not None,
+            recall=bool(relationships),
             every_block=every_block,
             seed=seed,
             references=read_references(reference or [], crops, screen.channels, seed),
@@ -206,12 +204,12 @@ def main(
     files = StudyFiles(
         study_dir=storage.resolve() / study.name,
         index=index.resolve(),
-        relationships=relationships and relationships.resolve(),
+        relationships=grid.databases(relationships or []),
     )
     options: dict[str, list[object]] = {
         "name": [name],
         "held-out": [*(held_out or [])],
-        "relationships": ["FILE"] if relationships else [],
+        "relationships": [*grid.without_paths(relationships or [])],
         "objective": [*(objective or [])],
         "backbone": [backbone],
         "crop-px": [crop_px],

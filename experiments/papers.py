@@ -235,10 +235,7 @@ def command(paper: Paper) -> Callable[..., None]:
             list[str] | None,
             typer.Option(help="DATASET=INDEX to train its rows on; repeat for more."),
         ] = None,
-        relationships: Annotated[
-            Path | None,
-            typer.Option(help="entity1,entity2 table; without it a linear probe scores."),
-        ] = None,
+        relationships: grid.Relationships = None,
         seed: Annotated[int, typer.Option(help="Seed of the laptop's screen and study.")] = 0,
         storage: grid.Storage = Path("runs"),
         tracking_uri: grid.TrackingUri = None,
@@ -263,11 +260,11 @@ def command(paper: Paper) -> Callable[..., None]:
 
         from phenoscale.study_files import StudyFiles
 
-        known = relationships and relationships.resolve()
-        words += " --relationships FILE" if known else ""
+        known = grid.databases(relationships or [])
+        words += "".join(f" --relationships {w}" for w in grid.without_paths(relationships or []))
         codes = []
         for name, path in given.items():
-            study, size = _on_index(paper, name, path, recall=known is not None)
+            study, size = _on_index(paper, name, path, recall=bool(known))
             files = StudyFiles(
                 study_dir=storage.resolve() / study.name, index=path, relationships=known
             )

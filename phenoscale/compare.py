@@ -18,7 +18,7 @@ from phenoscale.config import Study, Trial, untrained_of
 from phenoscale.maps.interval import Interval
 from phenoscale.maps.probes import paired_probe_difference
 from phenoscale.maps.recall import paired_difference
-from phenoscale.maps.relationships import load_relationships
+from phenoscale.maps.relationships import all_pairs, load_databases
 from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, write_json
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import MAP_FILE, SITES_FILE, StudyFiles
@@ -108,12 +108,11 @@ def _paired(
             test_groups=plates[held_out],
             rounds=rounds,
         )
-    assert files.relationships is not None
     names = _names(files, row)
     maps = [_column(files, r, MAP_FILE) for r in everyone]
     if any(_names(files, r) != names for r in side):
         raise ValueError(f"The maps of {[r.trial_id for r in everyone]} hold different genes.")
-    pairs = load_relationships(files.relationships)
+    pairs = all_pairs(load_databases(files.relationships))
     return paired_difference(maps[:1], maps[1:], names, pairs, rounds=rounds)
 
 

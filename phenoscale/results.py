@@ -13,11 +13,12 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROW_FILE = "row.json"
+SAMPLES_FILE = "score_samples.json"
 CURVE_FILE = "curve.json"
 NOT_TRAINED = "none"
 BASELINES = ("untrained", "untrained_ca", "reference", "intensity", "oracle")
@@ -58,6 +59,9 @@ class ResultsRow:
     """Training crops consumed, repeats included."""
     unique_sites: int
     """Distinct sites that those crops were cut from."""
+    unique_crops: int
+    """Crops that do not overlap, as many as those sites have room for, at most `crops_seen`: what
+    repeats are counted against."""
     steps: int
     """Optimizer updates."""
     train_loss: float | None
@@ -81,6 +85,8 @@ class ResultsRow:
     score_by_alignment: dict[str, float]
     """The headline score under each alignment, the headline's among them; empty where none is
     used."""
+    score_by_database: dict[str, float]
+    """The headline score for each database of relationships by itself; empty without any."""
     nuisance: dict[str, float]
     """How well negative controls tell what should not matter: balanced accuracy of plate,
     experimental_batch, row and column, as far as they can be asked, and NAME_chance of each."""
@@ -187,6 +193,24 @@ def read_row(trial_dir: Path) -> ResultsRow:
     """Reads the row of one trial."""
     path = trial_dir / ROW_FILE
     return ResultsRow.from_dict(json.loads(path.read_text()), source=str(path))
+
+
+def write_samples(trial_dir: Path, samples: Sequence[float]) -> Path:
+    """Writes the score on each bootstrap sample, for comparisons in pairs.
+
+    The samples of two trials of a study are of the same genes (or held-out groups), one by one.
+    """
+    return write_json(trial_dir / SAMPLES_FILE, {"score": [float(value) for value in samples]})
+
+
+def read_samples(study_dir: Path, rows: Iterable[ResultsRow]) -> dict[str, list[float]]:
+    """By trial id the score on each bootstrap sample, of those rows that have them."""
+    found = {}
+    for row in rows:
+        path = study_dir / "trials" / row.trial_id / SAMPLES_FILE
+        if path.exists():
+            found[row.trial_id] = list(json.loads(path.read_text())["score"])
+    return found
 
 
 def read_rows(study_dir: Path) -> list[ResultsRow]:

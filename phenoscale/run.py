@@ -23,14 +23,14 @@ from phenoscale.code_version import code_version
 from phenoscale.config import Study, Trial
 from phenoscale.embed_screen import embed_screen
 from phenoscale.fit import Fitted, Tell, checkpoints_of, write_trial
-from phenoscale.maps.relationships import load_relationships
+from phenoscale.maps.relationships import load_databases
 from phenoscale.maps.score import Score, score_probe, score_recall
 from phenoscale.models.build import AnyEncoder, build_encoder, build_model
 from phenoscale.models.classifier import Classifier
 from phenoscale.models.panel import MaskedModel, panel
 from phenoscale.record import Record
 from phenoscale.reference import reference_encoder
-from phenoscale.results import CURVE_FILE, NOT_TRAINED, ResultsRow, write_json
+from phenoscale.results import CURVE_FILE, NOT_TRAINED, ResultsRow, write_json, write_samples
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.opened import BadSiteError, Batch
@@ -126,6 +126,7 @@ def run_trial(
         training_flops=operations,
         crops_seen=crops_seen,
         unique_sites=min(unique, crops_seen),
+        unique_crops=min(unique * _crops_in_site(trial, index), crops_seen),
         steps=record.steps,
         train_loss=float(np.mean(loss[-max(1, len(loss) // 10) :])) if fitted else None,
         held_out_loss=model_loss,
@@ -137,6 +138,7 @@ def run_trial(
         protocol=score.protocol,
         score_by_readout=score.by_readout,
         score_by_alignment=score.by_alignment,
+        score_by_database=score.by_database,
         nuisance=score.nuisance,
         num_genes=score.num_genes,
         num_relationships=score.num_relationships,
@@ -158,8 +160,15 @@ def run_trial(
         index_fingerprint=index.fingerprint,
         code_version=code_version(),
     )
+    write_samples(directory, score.samples.tolist())
     row.write(directory)
     return row
+
+
+def _crops_in_site(trial: Trial, index: ScreenIndex) -> int:
+    """Crops that fit side by side into the screen's smallest site."""
+    sites = index.sites(0)
+    return int(min(sites.height_px.min(), sites.width_px.min()) // trial.crops.size_px) ** 2
 
 
 def _utilization(operations: float, fitted: Fitted) -> float:
@@ -272,12 +281,12 @@ def _score(
     if study.metric == "balanced_accuracy":
         held_out = np.isin(kept, index.held_out_rows(trial.crops.held_out))
         return score_probe(embeddings, metadata, held_out, readout=readout, rounds=rounds)
-    if files.relationships is None:
+    if not files.relationships:
         raise ValueError(
             "Recall needs known relationships: give the path of an entity1,entity2 table."
         )
-    pairs = load_relationships(files.relationships)
-    score, table = score_recall(embeddings, metadata, pairs, readout=readout, rounds=rounds)
+    databases = load_databases(files.relationships)
+    score, table = score_recall(embeddings, metadata, databases, readout=readout, rounds=rounds)
     pq.write_table(table, directory / MAP_FILE)
     return score
 

@@ -15,7 +15,7 @@ from phenoscale.config import Crops
 from phenoscale.embed_screen import embed_screen
 from phenoscale.export import load_encoder
 from phenoscale.maps.recall import paired_difference
-from phenoscale.maps.relationships import load_relationships
+from phenoscale.maps.relationships import all_pairs, load_databases
 from phenoscale.maps.score import score_recall
 from phenoscale.parallel import prepare_process
 from phenoscale.results import write_json
@@ -58,7 +58,6 @@ def score_transfer(case: Transfer, files: StudyFiles, rounds: int) -> dict[str, 
     done = directory / TRANSFER_FILE
     if done.exists():
         return _row(directory)
-    assert files.relationships is not None
     prepare_process(threads=1)
     loaded = load_encoder(case.encoder) if case.encoder else None
     size_px = loaded.facts.size_px if loaded else 1
@@ -67,8 +66,8 @@ def score_transfer(case: Transfer, files: StudyFiles, rounds: int) -> dict[str, 
     embeddings, _ = embed_screen(reader, encoder, size_px, _silent, channels=case.channels)
     readout = case.readout or (loaded.facts.readout if loaded else "statistics")
     metadata = ScreenIndex.open(files.index).metadata()
-    pairs = load_relationships(files.relationships)
-    score, table = score_recall(embeddings, metadata, pairs, readout=readout, rounds=rounds)
+    databases = load_databases(files.relationships)
+    score, table = score_recall(embeddings, metadata, databases, readout=readout, rounds=rounds)
     directory.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, directory / MAP_FILE)
     row = {
@@ -100,7 +99,6 @@ def transfer_difference(
     Returns:
         value, low, high.
     """
-    assert files.relationships is not None
     maps, genes = [], []
     for name in (one, *others):
         folder = files.study_dir / name
@@ -109,7 +107,7 @@ def transfer_difference(
         maps.append(np.array(table[readout].to_pylist(), dtype=np.float64))
         genes.append(table["gene"].to_pylist())
     assert all(names == genes[0] for names in genes), "one screen has one list of genes"
-    pairs = load_relationships(files.relationships)
+    pairs = all_pairs(load_databases(files.relationships))
     return dataclasses.asdict(paired_difference(maps[:1], maps[1:], genes[0], pairs, rounds=rounds))
 
 

@@ -201,7 +201,7 @@ size = ScreenSize(
     wells=108, sites_per_well=2, total_sites=288, channels=6, classes=33, site_px=64
 )
 study = Study(name="lost", question="?", trials=(trial_of(),), bootstrap_rounds=100)
-files = StudyFiles(study_dir=out, index=index, relationships=relationships)
+files = StudyFiles(study_dir=out, index=index, relationships=(str(relationships),))
 sys.exit(run_study(study, files, size, command="none", console=Console(file=io.StringIO())))
 """
 

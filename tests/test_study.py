@@ -69,7 +69,7 @@ def files(tiny_screen, tmp_path_factory):
     return StudyFiles(
         study_dir=tmp_path_factory.mktemp("study") / "small",
         index=tiny_screen / "index.parquet",
-        relationships=tiny_screen / "relationships.csv",
+        relationships=(str(tiny_screen / "relationships.csv"),),
         latents=tiny_screen / "latents.parquet",
     )
 

@@ -51,7 +51,7 @@ def files(tiny_screen: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyF
     return StudyFiles(
         study_dir=tmp_path_factory.mktemp("systems"),
         index=tiny_screen / "index.parquet",
-        relationships=tiny_screen / "relationships.csv",
+        relationships=(str(tiny_screen / "relationships.csv"),),
     )
 
 

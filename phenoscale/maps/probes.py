@@ -59,9 +59,39 @@ def linear_probe(
             sides of the split, fewer than `MIN_TEST_GROUPS` test groups, fewer than two classes, or
             a test class without training sites.
     """
+    values = linear_probe_samples(
+        train_vectors=train_vectors,
+        train_labels=train_labels,
+        train_groups=train_groups,
+        test_vectors=test_vectors,
+        test_labels=test_labels,
+        test_groups=test_groups,
+        rounds=rounds,
+        seed=seed,
+    )
+    return percentile_interval(values[0], values[1:])
+
+
+def linear_probe_samples(
+    *,
+    train_vectors: npt.ArrayLike,
+    train_labels: npt.ArrayLike,
+    train_groups: npt.ArrayLike,
+    test_vectors: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    test_groups: npt.ArrayLike,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Balanced accuracy on the data (first) and on each sample of test groups, (1 + rounds,).
+
+    Embeddings of one split get the same samples, one by one. Arguments and errors as
+    `linear_probe`.
+    """
     split = checked_split(train_labels, train_groups, test_labels, test_groups)
     correct = correct_sites(linear_classifier(), train_vectors, test_vectors, split)
-    return accuracy_interval(correct, split.sites, rounds, seed)
+    value, samples = _bootstrap([correct], split.sites, rounds, seed)
+    return np.concatenate([value, samples[:, 0]])
 
 
 def paired_probe_difference(

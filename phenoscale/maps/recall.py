@@ -195,8 +195,25 @@ def bootstrap_recall(
     Raises:
         ValueError: as `relationship_recall`, and for fewer than 40 rounds.
     """
-    values = _samples([vectors], names, pairs, rounds, seed, tails, null)
-    return percentile_interval(values[0, 0], values[1:, 0])
+    values = recall_samples(vectors, names, pairs, rounds, seed, tails, null)
+    return percentile_interval(values[0], values[1:])
+
+
+def recall_samples(
+    vectors: npt.ArrayLike,
+    names: Sequence[str],
+    pairs: pd.DataFrame,
+    rounds: int = 1000,
+    seed: int = 0,
+    tails: tuple[float, float] = TAILS,
+    null: Null = "resampled",
+) -> np.ndarray:
+    """Recall on the data (first) and on each bootstrap sample of genes, (1 + rounds,).
+
+    Maps of the same genes and pairs get the same samples, one by one. Arguments and errors as
+    `bootstrap_recall`.
+    """
+    return _samples([vectors], names, pairs, rounds, seed, tails, null)[:, 0]
 
 
 def paired_difference(

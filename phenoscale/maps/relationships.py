@@ -8,7 +8,7 @@ any file; none is kept here, for two of them may not be used commercially.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,6 +90,11 @@ def load_databases(given: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
             )
         databases[path.stem] = load_relationships(path)
     return databases
+
+
+def all_pairs(databases: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The pairs of several databases, each once; columns entity1, entity2."""
+    return unordered_pairs(pd.concat(databases.values(), ignore_index=True))
 
 
 def _public_file(name: str) -> Path:

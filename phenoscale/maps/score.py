@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from phenoscale.maps.aggregate import genes_from_wells, wells_from_sites
 from phenoscale.maps.align import CenterScale, PcaCenterScale, TypicalVariation
-from phenoscale.maps.interval import Interval
+from phenoscale.maps.interval import Interval, percentile_interval
 from phenoscale.maps.nuisance import predict_nuisance
 from phenoscale.maps.perturbation_map import PerturbationMap
-from phenoscale.maps.probes import linear_probe
-from phenoscale.maps.recall import bootstrap_recall, relationship_recall
+from phenoscale.maps.probes import linear_probe_samples
+from phenoscale.maps.recall import recall_samples, relationship_recall
+from phenoscale.maps.relationships import all_pairs
 from phenoscale.maps.vectors import constant_columns
 
 CONTROLS_PER_COMPONENT = 3
@@ -56,10 +57,14 @@ class Score:
 
     headline: Interval
     """Score of the study's read-out."""
+    samples: np.ndarray
+    """(rounds,) that score on each bootstrap sample."""
     by_readout: dict[str, float]
     """Score of every read-out."""
     by_alignment: dict[str, float]
     """Score of the study's read-out under each alignment, where the metric has any."""
+    by_database: dict[str, float]
+    """Score of the study's read-out for each database of relationships by itself."""
     nuisance: dict[str, float]
     """How well the headline's embeddings tell plates, experimental batches and positions apart."""
     protocol: str
@@ -140,23 +145,26 @@ def perturbation_map(
 def score_recall(
     embeddings: Mapping[str, np.ndarray],
     metadata: pd.DataFrame,
-    pairs: pd.DataFrame,
+    databases: Mapping[str, pd.DataFrame],
     *,
     readout: str,
     rounds: int,
 ) -> tuple[Score, pa.Table]:
     """Recall of known relationships at the 5% and 95% tails.
 
+    The headline is over the pairs of all databases together, each pair once.
+
     Args:
         embeddings: read-out to (number of sites, d).
         metadata: one row per site, as `perturbation_map` needs it.
-        pairs: entity1, entity2.
+        databases: name to its entity1, entity2.
         readout: the headline's.
         rounds: bootstrap samples of genes.
 
     Returns:
         The score, and the map as a table: gene, num_wells, one list column per read-out.
     """
+    pairs = all_pairs(databases)
     maps = {
         name: perturbation_map(vectors, metadata, readout=name)
         for name, vectors in embeddings.items()
@@ -176,10 +184,16 @@ def score_recall(
         else:
             genes, names, _ = genes_from_wells(aligned, table)
             by_alignment[alignment] = relationship_recall(genes, names, pairs)["recall_0.05_0.95"]
+    values = recall_samples(headline.vectors, headline.names, pairs, rounds=rounds)
     score = Score(
-        headline=bootstrap_recall(headline.vectors, headline.names, pairs, rounds=rounds),
+        headline=percentile_interval(values[0], values[1:]),
+        samples=values[1:],
         by_readout={name: scores["recall_0.05_0.95"] for name, scores in found.items()},
         by_alignment=by_alignment,
+        by_database={
+            name: relationship_recall(headline.vectors, headline.names, one)["recall_0.05_0.95"]
+            for name, one in databases.items()
+        },
         nuisance=nuisance,
         protocol=RECALL_PROTOCOL,
         num_genes=int(found[readout]["num_entities"]),
@@ -235,7 +249,7 @@ def score_probe(
     labels = metadata["perturbation"].to_numpy()
     plates = (metadata["experimental_batch"] + "/" + metadata["plate"]).to_numpy()
     found = {
-        name: linear_probe(
+        name: linear_probe_samples(
             train_vectors=vectors[~held_out],
             train_labels=labels[~held_out],
             train_groups=plates[~held_out],
@@ -247,9 +261,11 @@ def score_probe(
         for name, vectors in embeddings.items()
     }
     return Score(
-        headline=found[readout],
-        by_readout={name: interval.value for name, interval in found.items()},
+        headline=percentile_interval(found[readout][0], found[readout][1:]),
+        samples=found[readout][1:],
+        by_readout={name: float(values[0]) for name, values in found.items()},
         by_alignment={},
+        by_database={},
         nuisance={},
         protocol=PROBE_PROTOCOL,
         num_genes=len(set(labels[~held_out])),

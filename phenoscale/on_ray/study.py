@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -13,6 +14,8 @@ from rich.console import Console
 from phenoscale.bill import ScreenSize, bill
 from phenoscale.compare import write_comparisons
 from phenoscale.config import Study, Trial
+from phenoscale.maps.gene_pairs import known_pairs
+from phenoscale.maps.relationships import load_databases
 from phenoscale.maps.score import ALIGNMENTS, HEADLINE_ALIGNMENT
 from phenoscale.on_ray.tune import pending, run_grid
 from phenoscale.progress import StudyProgress
@@ -56,7 +59,9 @@ def run_study(
     index = ScreenIndex.open(files.index)
     if (files.study_dir / "trials").is_dir():
         read_rows(files.study_dir)  # rows of another version are refused now, not after the work
-    write_description(study, files, index, command, facts or {}, None)
+    _check_databases(study, files, index)
+    write_description(study, files, index, screen, command, facts or {}, None)
+    files.write()
     lines = {line.trial.id: line for line in bill(study, screen)}
     mirror = StudyMirror(files.study_dir, tracking_uri)
     mirror.open()
@@ -78,7 +83,8 @@ def run_study(
     console.print("  comparing, writing the report, mirroring to MLflow ...", highlight=False)
     comparisons = write_comparisons(study, files)
     measured = {"wall_s": time.time() - start, "peak_memory_gib": memory.peak_gib}
-    write_description(study, files, index, command, facts or {}, measured if left else None)
+    kept = measured if left else None
+    write_description(study, files, index, screen, command, facts or {}, kept)
     report = write_report(files.study_dir)
     mirror.finish()
     for problem in mirror.problems:
@@ -109,6 +115,7 @@ def write_description(
     study: Study,
     files: StudyFiles,
     index: ScreenIndex,
+    size: ScreenSize,
     command: str,
     facts: dict[str, Any],
     measured: dict[str, float] | None,
@@ -144,7 +151,10 @@ def write_description(
                 "channels": list(index.channels),
                 **facts,
             },
+            "size": dataclasses.asdict(size),
             "readout": study.readout,
+            "every_block": study.every_block,
+            "bootstrap_rounds": study.bootstrap_rounds,
             "metric": study.metric,
             "alignment": ALIGNMENTS[HEADLINE_ALIGNMENT if recalled else "none"],
             "chance": 0.10 if recalled else 1 / classes,
@@ -153,6 +163,19 @@ def write_description(
             **(kept if measured is None else measured),
         },
     )
+
+
+def _check_databases(study: Study, files: StudyFiles, index: ScreenIndex) -> None:
+    """Refuses relationships that the screen's genes have no part in now, not after training."""
+    if not study.metric.startswith("recall"):
+        return
+    metadata = index.metadata()
+    genes = metadata.loc[~metadata["negative_control"], "gene"].dropna().unique().tolist()
+    for name, pairs in load_databases(files.relationships).items():
+        try:
+            known_pairs(genes, pairs)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 class _Listener:

@@ -162,13 +162,25 @@ class Design(NamedTuple):
     guides: pd.DataFrame
     """One row per guide: gene, guide, strength (0 does nothing), latents (L,) at strength 1."""
 
-    def relationships(self) -> pd.DataFrame:
-        """Return the planted pairs, columns entity1 < entity2, sorted."""
-        pairs = [p for genes in self.complexes.values() for p in itertools.combinations(genes, 2)]
-        for one, other in self.opposed:
-            pairs += itertools.product(self.complexes[one], self.complexes[other])
-        ordered = sorted(tuple(sorted(pair)) for pair in pairs)
-        return pd.DataFrame(ordered, columns=["entity1", "entity2"])
+    def relationships(self) -> dict[str, pd.DataFrame]:
+        """Return the planted pairs by database, columns entity1 < entity2, sorted.
+
+        "complexes" has the pairs within a complex, "opposed" those between two opposed ones (none
+        where nothing is opposed), "relationships" both.
+        """
+        within = [p for genes in self.complexes.values() for p in itertools.combinations(genes, 2)]
+        between = [
+            pair
+            for one, other in self.opposed
+            for pair in itertools.product(self.complexes[one], self.complexes[other])
+        ]
+        databases = {"complexes": within, "opposed": between, "relationships": within + between}
+        return {
+            name: pd.DataFrame(
+                sorted(tuple(sorted(p)) for p in pairs), columns=["entity1", "entity2"]
+            )
+            for name, pairs in databases.items()
+        }
 
 
 def design_screen(spec: ScreenSpec) -> Design:

@@ -12,15 +12,16 @@ from rich.progress import Progress, TaskID
 
 from phenoscale.screens.build import build_index
 from phenoscale.screens.layouts.manifest import read_manifest
-from phenoscale.screens.simulated.planted import ScreenSpec
-from phenoscale.screens.simulated.synthetic import simulate_screen
+from phenoscale.screens.simulated.planted import ScreenSpec, design_screen
+from phenoscale.screens.simulated.synthetic import simulate_screen, write_relationships
 
 
 def simulated_screen(spec: ScreenSpec, out: Path, console: Console) -> Path:
     """Renders and indexes the screen in `out`, or finds it there.
 
     Returns:
-        `out`, which holds index.parquet, relationships.csv and latents.parquet.
+        `out`, which holds index.parquet, latents.parquet, and the planted relationships as
+        complexes.csv, opposed.csv and, both together, relationships.csv.
 
     Raises:
         ValueError: if `out` holds another screen.
@@ -32,6 +33,8 @@ def simulated_screen(spec: ScreenSpec, out: Path, console: Console) -> Path:
             raise ValueError(
                 f"{out} holds the screen {held}, wanted is {asdict(spec)}. Give another folder."
             )
+        if not (out / "complexes.csv").exists():  # from before they were told apart
+            write_relationships(design_screen(spec), out)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         console.print(

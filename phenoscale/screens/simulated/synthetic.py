@@ -2,7 +2,9 @@
 
     OUT/sites.csv            manifest, one row per site
     OUT/images/...           <experimental_batch>/<plate>/<well>_s<site>.tiff, C x H x W uint8
-    OUT/relationships.csv    entity1,entity2: pairs within a complex and between opposed ones
+    OUT/complexes.csv        entity1,entity2: pairs of genes within a complex
+    OUT/opposed.csv          pairs between complexes with opposite phenotypes
+    OUT/relationships.csv    both
     OUT/latents.parquet      one row per well: guide strength and true latents, the oracle's input
     OUT/screen.json          spec, channels, counts, members of each complex, opposed complexes
 
@@ -82,12 +84,17 @@ def simulate_screen(
     with _whole_or_nothing(out, spec) as partial:
         _draw(spec, wells, partial, workers, progress)
         _site_rows(spec, wells).to_csv(partial / "sites.csv", index=False)
-        relationships = design.relationships()
-        relationships.to_csv(partial / "relationships.csv", index=False)
+        write_relationships(design, partial)
         wells.to_parquet(partial / "latents.parquet", index=False)
         description = json.dumps(_description(spec, design), indent=2)
         (partial / "screen.json").write_text(description + "\n", encoding="utf-8")
     return out / "sites.csv"
+
+
+def write_relationships(design: Design, out: Path) -> None:
+    """Writes the planted pairs into a screen's folder, a table for each database."""
+    for name, pairs in design.relationships().items():
+        pairs.to_csv(out / f"{name}.csv", index=False)
 
 
 @contextmanager
