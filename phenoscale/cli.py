@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from phenoscale import cli_map, cli_models, cli_probe, cli_score
+from phenoscale import cli_map, cli_models, cli_plan, cli_probe, cli_score
 from phenoscale.cli_index import index_app
 from phenoscale.terminal import clear_errors, progress_bar
 
@@ -233,6 +233,8 @@ app.command()(cli_models.export)
 app.command()(cli_models.embed)
 app.command()(cli_score.score)
 app.command()(cli_probe.probe)
+app.command()(cli_plan.plan)
+app.command()(cli_plan.forecast)
 app.add_typer(cli_map.map_app, name="map")
 
 
@@ -262,19 +264,37 @@ def results(
 
 
 @app.command()
-def report(study_dir: StudyDir) -> None:
-    """Write the report of a study anew from its rows."""
+def report(
+    study_dirs: Annotated[
+        list[Path],
+        typer.Argument(help="Directory of a study; several are compared on one page."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page that compares several studies; comparison.html by default."),
+    ] = None,
+) -> None:
+    """Write the report of a study anew from its rows, or a page that compares several studies."""
     with clear_errors():
-        from phenoscale.report import write_report
+        from phenoscale.reports.comparison_report import COMPARISON_FILE, write_comparison
+        from phenoscale.reports.report import write_report
 
-        typer.echo(write_report(study_dir))
+        if len(study_dirs) > 1:
+            typer.echo(write_comparison(study_dirs, out or Path(COMPARISON_FILE)))
+            return
+        if out is not None:
+            raise ValueError(
+                f"--out is {out}, the page that compares several studies, but one study was given; "
+                "its report is report.html in its own directory. Leave --out out, or give more."
+            )
+        typer.echo(write_report(study_dirs[0]))
 
 
 @app.command()
 def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
     """Mirror the rows of a study to MLflow, as often as you like: nothing is logged twice."""
     with clear_errors():
-        from phenoscale.tracking import MirrorError
+        from phenoscale.mirror_store import MirrorError
         from phenoscale.tracking import sync as sync_study
 
         try:
@@ -308,7 +328,8 @@ def ui(
         import os
         import subprocess
 
-        from phenoscale.tracking import ENVIRONMENT, ui_command
+        from phenoscale.mirror_store import ui_command
+        from phenoscale.tracking import ENVIRONMENT
 
         # A study has a store of its own, whose first experiment it is; the plain page shows traces.
         typer.echo(f"http://127.0.0.1:{port}/#/experiments/1/runs   (Ctrl-C ends it)")
