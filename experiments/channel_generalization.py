@@ -142,6 +142,7 @@ def score_all(study: Study, study_dir: Path, there: StudyFiles, stains: tuple[st
     from multiprocessing import get_context
 
     from phenoscale.export_trial import export_encoder
+    from phenoscale.reports.report import write_report
     from phenoscale.results import write_json
     from phenoscale.terminal import progress_bar
     from phenoscale.transfer import TRANSFER_FILE, score_transfer, transfer_difference
@@ -192,6 +193,7 @@ def score_all(study: Study, study_dir: Path, there: StudyFiles, stains: tuple[st
     path = there.study_dir / TRANSFER_FILE
     write_json(path, {"rows": [rows[case.name] for case in cases], "differences": differences})
     typer.echo(f"  table    {path}")
+    typer.echo(f"  report   {write_report(study_dir)}, written again with the other screen")
 
 
 if __name__ == "__main__":

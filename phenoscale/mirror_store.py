@@ -1,17 +1,41 @@
-"""Where a study's MLflow store is, and whether it can be written to; no MLflow here."""
+"""Where a study's MLflow store is, whether it answers, and its dashboard; no MLflow here."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import sqlite3
+import sys
 from pathlib import Path
 
 STORE_FILE = "mlflow.db"
 ARTIFACTS_DIR = "mlartifacts"
 PROBE_S = 5
 """Seconds that a server or a locked store may take for its first answer."""
+
+
+class MirrorError(RuntimeError):
+    """The mirror could not be written; the study's files are untouched."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MirrorProblem:
+    """One failure of the mirror, collected instead of raised."""
+
+    what: str
+    """What was being written."""
+    error: str
+    """Type and first line of the last attempt's error."""
+    advice: str
+    """The command that redoes the mirror."""
+
+    def __str__(self) -> str:
+        return (
+            f"MLflow: {self.what} failed ({self.error}). "
+            f"The study's results are on disk and complete. Mirror them with: {self.advice}"
+        )
 
 
 def resolve_tracking_uri(study_dir: Path, tracking_uri: str | None = None) -> str:
@@ -50,3 +74,34 @@ def probe_sqlite(uri: str) -> None:
     with contextlib.closing(sqlite3.connect(path, timeout=PROBE_S, isolation_level=None)) as store:
         store.execute("BEGIN IMMEDIATE")
         store.execute("ROLLBACK")
+
+
+def ui_command(study_dir_or_uri: Path | str, port: int = 5000) -> list[str]:
+    """Command line of MLflow's dashboard over a study's store, on loopback, with one worker.
+
+    Args:
+        study_dir_or_uri: directory of a study (a `Path`), or a database's tracking URI (a `str`).
+        port: TCP port on 127.0.0.1.
+
+    Raises:
+        ValueError: if the study has no store yet, or the URI is that of a running server.
+    """
+    uri = study_dir_or_uri
+    if isinstance(uri, Path):
+        uri = resolve_tracking_uri(uri)
+    if uri.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{without_password(uri)} is a running MLflow server; open it in a browser. A "
+            "dashboard is started for stores on disk only, for example sqlite:////absolute/path/mlflow.db."
+        )
+    uri = resolve_tracking_uri(Path(), uri)
+    store = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not store.exists():
+        raise ValueError(
+            f"there is no MLflow store at {store}; run the study first, or write the store from "
+            "its results with: phenoscale sync STUDY_DIR"
+        )
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    if artifacts := artifact_location(uri, store.parent):
+        command += ["--default-artifact-root", artifacts]
+    return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -10,18 +10,19 @@ store never ends a study.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phenoscale.mirror_links import MirrorRuns
 from phenoscale.mirror_store import (
     PROBE_S,
+    MirrorError,
+    MirrorProblem,
     artifact_location,
     default_uri,
     probe_sqlite,
@@ -62,28 +63,7 @@ METRICS_PER_CALL = 1000  # MLflow's limits for one log_batch
 PARAMS_PER_CALL = 100
 RETRY_WAITS_S = (0.5, 1.5)
 STUDY_FILES = ("report.html", "study.json", "comparisons.json", "failures.json")
-
-
-class MirrorError(RuntimeError):
-    """The mirror could not be written; the study's files are untouched."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MirrorProblem:
-    """One failure of the mirror, collected instead of raised."""
-
-    what: str
-    """What was being written."""
-    error: str
-    """Type and first line of the last attempt's error."""
-    advice: str
-    """The command that redoes the mirror."""
-
-    def __str__(self) -> str:
-        return (
-            f"MLflow: {self.what} failed ({self.error}). "
-            f"The study's results are on disk and complete. Mirror them with: {self.advice}"
-        )
+FIGURES = "figures"  # folder of the static figures, in the study and at its run
 
 
 class StudyMirror:
@@ -108,6 +88,7 @@ class StudyMirror:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._parent_id = ""
+        self._runs: dict[str, str] = {}  # trial id -> run id
         self._behind = False  # a step failed: the store lacks something that the disk has
 
     @property
@@ -194,6 +175,9 @@ class StudyMirror:
         else:
             self._experiment_id = experiment.experiment_id
         self._parent_id = self._find_or_create_parent().info.run_id
+        left = MirrorRuns.read(self.study_dir)
+        if left is not None and left == self.mirrored(left.runs):
+            self._runs = left.runs
 
     def _find_or_create_parent(self) -> Run:
         client = self._connected()
@@ -243,7 +227,8 @@ class StudyMirror:
                 tags=trial_tags(row)
                 | {"phenoscale.row": row_digest, "mlflow.parentRunId": self._parent_id},
             )
-        elif run.data.tags.get("phenoscale.mirrored") == digest:
+        self._leave_run(row.trial_id, run.info.run_id)
+        if run.data.tags.get("phenoscale.mirrored") == digest:
             return
         run_id, start = run.info.run_id, run.info.start_time
         self._log_params(run_id, trial_params(trial_dir, row))
@@ -263,11 +248,28 @@ class StudyMirror:
         client.set_terminated(run_id, "FINISHED", end_time=start + duration_ms(row))
         client.set_tag(run_id, "phenoscale.mirrored", digest)
 
+    def mirrored(self, runs: dict[str, str]) -> MirrorRuns:
+        """Where these runs of trials are, for whoever links to them."""
+        return MirrorRuns(
+            tracking_uri=without_password(self.tracking_uri),
+            experiment_id=self._experiment_id,
+            parent=self._parent_id,
+            runs=runs,
+        )
+
+    def _leave_run(self, trial_id: str, run_id: str) -> None:
+        """For the report, which is written before the mirror is finished and links to its runs."""
+        if self._runs.get(trial_id) != run_id:
+            self._runs = dict(sorted({**self._runs, trial_id: run_id}.items()))
+            self.mirrored(self._runs).write(self.study_dir)
+
     def _write_study(self, rows: Sequence[ResultsRow]) -> None:
         client = self._connected()
         table = json.dumps([row.as_dict() for row in rows], indent=1)
         present = [p for p in (self.study_dir / name for name in STUDY_FILES) if p.exists()]
-        digest = content_digest(present, table)
+        figures = sorted((self.study_dir / FIGURES).glob("*"))
+        pictures = [path for path in figures if path.suffix in (".png", ".svg")]
+        digest = content_digest([*present, *pictures], table)
         run = client.get_run(self._parent_id)
         if run.data.tags.get("phenoscale.mirrored") == digest:
             return
@@ -285,6 +287,8 @@ class StudyMirror:
         client.log_text(self._parent_id, rows_csv(rows), "results.csv")
         for path in present:
             client.log_artifact(self._parent_id, str(path))
+        for path in pictures:
+            client.log_artifact(self._parent_id, str(path), FIGURES)
         wall_ms = round(1000 * study["wall_s"]) if study.get("wall_s") else None
         end = now if wall_ms is None else run.info.start_time + wall_ms
         client.set_terminated(self._parent_id, "FAILED" if failures else "FINISHED", end_time=end)
@@ -325,37 +329,6 @@ def sync(study_dir: Path, tracking_uri: str | None = None) -> int:
     if mirror.problems:
         raise MirrorError(str(mirror.problems[-1]))
     return len(rows)
-
-
-def ui_command(study_dir_or_uri: Path | str, port: int = 5000) -> list[str]:
-    """Command line of MLflow's dashboard over a study's store, on loopback, with one worker.
-
-    Args:
-        study_dir_or_uri: directory of a study (a `Path`), or a database's tracking URI (a `str`).
-        port: TCP port on 127.0.0.1.
-
-    Raises:
-        ValueError: if the study has no store yet, or the URI is that of a running server.
-    """
-    uri = study_dir_or_uri
-    if isinstance(uri, Path):
-        uri = resolve_tracking_uri(uri)
-    if uri.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{without_password(uri)} is a running MLflow server; open it in a browser. A "
-            "dashboard is started for stores on disk only, for example sqlite:////absolute/path/mlflow.db."
-        )
-    uri = resolve_tracking_uri(Path(), uri)
-    store = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not store.exists():
-        raise ValueError(
-            f"there is no MLflow store at {store}; run the study first, or write the store from "
-            "its results with: phenoscale sync STUDY_DIR"
-        )
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    if artifacts := artifact_location(uri, store.parent):
-        command += ["--default-artifact-root", artifacts]
-    return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
 def _client(uri: str) -> MlflowClient:

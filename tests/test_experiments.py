@@ -5,7 +5,14 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from experiments import channel_generalization, grid, own_screen, quickstart, real_images
+from experiments import (
+    channel_generalization,
+    grid,
+    laptop_study,
+    own_screen,
+    quickstart,
+    real_images,
+)
 from phenoscale.config import num_steps
 from phenoscale.rates import TUNED, TunedRate
 
@@ -40,6 +47,16 @@ def test_cost_follows_the_data_since_passes_are_fixed():
     }
     small, _, whole = (steps[f] for f in quickstart.DATA_FRACTIONS)
     assert whole / small == pytest.approx(9, rel=0.02)
+
+
+def test_the_laptop_study_has_seeds_of_twelve_configurations_of_each_objective():
+    study = laptop_study.build_study(seed=5, num_seeds=3)
+    trained = [trial for trial in study.trials if not trial.is_baseline]
+    cells = {(t.objective.name, t.backbone, t.crops.data_fraction) for t in trained}
+    assert len(cells) == 2 * 12
+    assert len(trained) == 3 * len(cells)
+    sources = {(t.objective.name, t.optim.lr_source) for t in trained}
+    assert sources == {("mae", "tuned"), ("wsl", "given")}
 
 
 def test_a_rate_is_tuned_where_the_sweep_of_its_size_agrees(monkeypatch):

@@ -17,11 +17,11 @@ from phenoscale.bill import ScreenSize, bill
 from phenoscale.config import Crops, Objective, Reference, Study, Trial
 from phenoscale.export import load_encoder
 from phenoscale.export_trial import export_encoder
-from phenoscale.figures import make_figures
 from phenoscale.fit import fit_here
 from phenoscale.gpus import gpu_bytes
 from phenoscale.models.timm_encoder import TimmEncoder, rescale, views_of
 from phenoscale.reference import load_model, reference_encoder, reference_trial
+from phenoscale.reports.figures import make_figures
 from phenoscale.results import read_row
 from phenoscale.run import run_trial
 from phenoscale.screens.index import ScreenIndex

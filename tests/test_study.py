@@ -16,7 +16,7 @@ from phenoscale.compare import result_of
 from phenoscale.config import Crops, Placement, Study
 from phenoscale.fit import checkpoints_of, fit_here
 from phenoscale.on_ray.study import run_study
-from phenoscale.results import read_row, read_rows
+from phenoscale.results import read_row, read_rows, read_samples
 from phenoscale.run import run_trial
 from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
@@ -99,6 +99,30 @@ def test_one_failing_trial_stops_no_other_and_is_named(first, files):
     names = ScreenIndex.open(files.index).metadata()["site_id"][evidence["rows"]]
     assert evidence["site_ids"] == names.tolist()
     assert "Traceback" not in seen
+
+
+def test_a_study_leaves_what_fits_and_further_trials_need(first, files):
+    rows = read_rows(files.study_dir)
+    samples = read_samples(files.study_dir, rows)
+    assert {len(samples[row.trial_id]) for row in rows} == {STUDY.bootstrap_rounds}
+    row = read_row(files.trial_dir(MAE))
+    assert row.unique_crops == min(4 * row.unique_sites, row.crops_seen)  # 64 px cut to 32 px
+    assert row.score_by_database == {"relationships": row.score}
+    assert StudyFiles.read(files.study_dir) == files
+    description = json.loads((files.study_dir / "study.json").read_text())
+    assert ScreenSize(**description["size"]) == SIZE
+    paths = [str(files.index), str(files.latents), *files.relationships]
+    report = (files.study_dir / "report.html").read_text()
+    assert not any(path in report or path in str(description) for path in paths)
+
+
+def test_relationships_of_other_genes_are_refused_before_training(files, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("entity1,entity2\nTP53,MDM2\n")
+    wrong = dataclasses.replace(files, study_dir=tmp_path / "s", relationships=(str(other),))
+    with pytest.raises(ValueError, match="other: None of 1 relationships has both genes"):
+        run(wrong)
+    assert not (tmp_path / "s" / "trials").exists()
 
 
 def test_in_place_and_one_ray_train_worker_give_the_same_row_bit_for_bit(first, files):

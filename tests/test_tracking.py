@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from phenoscale.mirror_links import MirrorRuns
+from phenoscale.mirror_store import MirrorError, ui_command
 from phenoscale.results import write_json
-from phenoscale.tracking import MirrorError, StudyMirror, sync, ui_command
+from phenoscale.tracking import StudyMirror, sync
 from tests.fabricated import METRIC, make_baseline, make_row, make_study, study_facts, write_trial
 
 mlflow = pytest.importorskip("mlflow")
@@ -36,6 +38,9 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mirror.open()
     rows = make_study(study_dir)
     (study_dir / "report.html").write_text("<html></html>")
+    (study_dir / "figures").mkdir()
+    for kind in ("png", "svg", "part"):
+        (study_dir / "figures" / f"cost.{kind}").write_bytes(b"drawn")
     mirror.trial(write_trial(study_dir, make_row(steps=1500, trial_id=LONG)))
     for row in rows:
         mirror.trial(study_dir / "trials" / row.trial_id)
@@ -72,6 +77,9 @@ def test_a_study_becomes_a_parent_and_a_child_per_row(mirrored: Path) -> None:
     assert status == "FAILED"  # failures.json names a trial
     assert tags["phenoscale.study"] == NAME
     assert {"results.json", "results.csv", "report.html", "comparisons.json"} <= set(files)
+    client = mlflow.MlflowClient(tracking_uri=default_store(mirrored))
+    pictures = [file.path for file in client.list_artifacts(parent_id, "figures")]
+    assert sorted(pictures) == ["figures/cost.png", "figures/cost.svg"]
     assert points["trials"][0][1] == 15 and points["failed_trials"][0][1] == 1
     assert points["difference_to_untrained/low"][0][1] == pytest.approx(0.07)
     assert params["screen.sites"] == "3264"
@@ -119,6 +127,28 @@ def test_a_half_written_trial_is_completed_without_doubles(mirrored: Path) -> No
     row_file.touch()  # a copy of the study has other file times
     sync(mirrored, uri)
     assert content(uri) == before
+
+
+def test_runs_are_left_for_the_report_to_link_to(mirrored: Path) -> None:
+    runs = content(default_store(mirrored))
+    left = MirrorRuns.read(mirrored)
+    assert left is not None and left.parent == runs[NAME][0][0]
+    assert left.runs == {name: run[0][0] for name, run in runs.items() if name != NAME}
+    before = (mirrored / "mlflow.json").stat().st_mtime_ns
+    sync(mirrored, default_store(mirrored))
+    assert (mirrored / "mlflow.json").stat().st_mtime_ns == before
+    page = left.link("abc")
+    assert page == f"http://127.0.0.1:5000/#/experiments/{left.experiment_id}/runs/abc"
+    assert not left.has_server
+
+
+def test_a_link_to_a_server_has_no_password(tmp_path: Path) -> None:
+    mirror = StudyMirror(tmp_path, "https://me:secret@team.example/ml")
+    left = mirror.mirrored({"a": "b"})
+    left.write(tmp_path)
+    assert "secret" not in (tmp_path / "mlflow.json").read_text()
+    assert left == MirrorRuns.read(tmp_path)
+    assert left.links == {"a": "https://team.example/ml/#/experiments//runs/b"}
 
 
 def test_a_trial_measured_again_is_a_run_of_its_own(tmp_path: Path, mirrored: Path) -> None:

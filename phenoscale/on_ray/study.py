@@ -19,7 +19,7 @@ from phenoscale.maps.relationships import load_databases
 from phenoscale.maps.score import ALIGNMENTS, HEADLINE_ALIGNMENT
 from phenoscale.on_ray.tune import pending, run_grid
 from phenoscale.progress import StudyProgress
-from phenoscale.report import write_report
+from phenoscale.reports.report import write_report
 from phenoscale.results import read_row, read_rows, write_json
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import STUDY_FILE, StudyFiles
@@ -102,6 +102,7 @@ def run_study(
         f"  rows     phenoscale results {files.study_dir}", highlight=False, soft_wrap=True
     )
     console.print(f"  MLflow   phenoscale ui {files.study_dir}", highlight=False, soft_wrap=True)
+    console.print(f"  next     phenoscale plan {files.study_dir}", highlight=False, soft_wrap=True)
     if failures:
         console.print(
             f"[red]{len(failures)} trials failed[/red]: {', '.join(failures)}",
@@ -141,7 +142,9 @@ def write_description(
         {
             "name": study.name,
             "question": study.question,
-            "screen": {
+            # Whoever goes on with a study need not know what was told of its screen.
+            "screen": old.get("screen", {})
+            | {
                 "sites": index.num_sites,
                 "wells": len(metadata.groupby(["experimental_batch", "plate", "well"])),
                 "genes": int(metadata["gene"].nunique()),
