@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from phenoscale.config import Study, Trial, untrained_of
-from phenoscale.maps.interval import Interval
+from phenoscale.maps.interval import Interval, percentile_interval
 from phenoscale.maps.probes import paired_probe_difference
 from phenoscale.maps.recall import paired_difference
 from phenoscale.maps.relationships import all_pairs, load_databases
-from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, write_json
+from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, read_samples, write_json
+from phenoscale.scaling.points import points_of
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import MAP_FILE, SITES_FILE, StudyFiles
 
@@ -36,11 +38,14 @@ def write_comparisons(study: Study, files: StudyFiles) -> dict[str, Any]:
     rows = [
         row for row in read_rows(files.study_dir) if row.trial_id in {t.id for t in study.trials}
     ]
-    trained = [row for row in rows if not row.is_baseline]
-    best = max(trained, key=lambda row: row.score, default=None)
+    configurations = _configurations(rows)
+    best = max(configurations, key=_mean_score, default=())
     oracle = next((row for row in rows if row.objective == "oracle"), None)
     result = {
-        "best": best.trial_id if best else None,
+        "best": max(best, key=lambda row: row.score).trial_id if best else None,
+        "seeds": [row.trial_id for row in best],
+        "picked_from": len(configurations),
+        "mean": dataclasses.asdict(_mean(files, best)) if len(best) > 1 else None,
         "differences": _differences(study, files, best, rows) if best else [],
         "oracle": {"value": oracle.score, "low": oracle.score_low, "high": oracle.score_high}
         if oracle
@@ -51,15 +56,36 @@ def write_comparisons(study: Study, files: StudyFiles) -> dict[str, Any]:
     return result
 
 
+def _configurations(rows: Sequence[ResultsRow]) -> list[tuple[ResultsRow, ...]]:
+    """The trained trials, those together that differ in nothing but the seed; of twins one."""
+    return [
+        tuple(row for row, number in zip(p.rows, p.configuration, strict=True) if number == wanted)
+        for p in points_of(rows).values()
+        for wanted in range(p.num_configurations)
+    ]
+
+
+def _mean(files: StudyFiles, seeds: Sequence[ResultsRow]) -> Interval:
+    """Mean score of several seeds, over the same samples."""
+    samples = read_samples(files.study_dir, seeds)
+    return percentile_interval(
+        _mean_score(seeds), np.mean([samples[row.trial_id] for row in seeds], axis=0)
+    )
+
+
+def _mean_score(seeds: Sequence[ResultsRow]) -> float:
+    return math.fsum(row.score for row in seeds) / len(seeds)
+
+
 def _differences(
-    study: Study, files: StudyFiles, best: ResultsRow, rows: Sequence[ResultsRow]
+    study: Study, files: StudyFiles, best: Sequence[ResultsRow], rows: Sequence[ResultsRow]
 ) -> list[dict[str, Any]]:
-    """Best trained encoder less each baseline, on the same bootstrap samples."""
-    kind = (untrained_of(best.objective), best.backbone)
+    """Best trained encoder, mean of its seeds, less each baseline, on the same samples."""
+    kind = (untrained_of(best[0].objective), best[0].backbone)
     untrained = [r for r in rows if (r.objective, r.backbone) == kind]
     intensity = [r for r in rows if r.objective == "intensity"]
     sides = [
-        (f"untrained {best.backbone}, mean of {len(untrained)} initialisations", untrained),
+        (f"untrained {best[0].backbone}, mean of {len(untrained)} initialisations", untrained),
         ("intensity statistics", intensity),
     ]
     density = [
@@ -73,7 +99,7 @@ def _differences(
         sides.append((f"reference {name}", same))
     if untrained:
         luckiest = max(untrained, key=lambda row: row.score)
-        sides.append((f"untrained {best.backbone}, its luckiest initialisation", [luckiest]))
+        sides.append((f"untrained {best[0].backbone}, its luckiest initialisation", [luckiest]))
     return [
         {
             "against": name,
@@ -86,13 +112,14 @@ def _differences(
 
 
 def _paired(
-    study: Study, files: StudyFiles, row: ResultsRow, side: Sequence[ResultsRow]
+    study: Study, files: StudyFiles, best: Sequence[ResultsRow], side: Sequence[ResultsRow]
 ) -> Interval:
-    everyone = [row, *side]
+    """Mean score of `best` less that of `side`."""
+    everyone = [*best, *side]
     rounds = study.bootstrap_rounds
     if study.metric == "balanced_accuracy":
         index = ScreenIndex.open(files.index)
-        crops = next(t for t in study.trials if t.id == row.trial_id).crops
+        crops = next(t for t in study.trials if t.id == best[0].trial_id).crops
         metadata = index.metadata()
         held_out = np.isin(np.arange(index.num_sites), index.held_out_rows(crops.held_out))
         plates = (metadata["experimental_batch"] + "/" + metadata["plate"]).to_numpy()
@@ -100,20 +127,20 @@ def _paired(
         vectors = [_column(files, r, SITES_FILE) for r in everyone]
         split = [(x[~held_out], x[held_out]) for x in vectors]
         return paired_probe_difference(
-            embeddings_a=split[:1],
-            embeddings_b=split[1:],
+            embeddings_a=split[: len(best)],
+            embeddings_b=split[len(best) :],
             train_labels=labels[~held_out],
             train_groups=plates[~held_out],
             test_labels=labels[held_out],
             test_groups=plates[held_out],
             rounds=rounds,
         )
-    names = _names(files, row)
+    names = _names(files, best[0])
     maps = [_column(files, r, MAP_FILE) for r in everyone]
-    if any(_names(files, r) != names for r in side):
+    if any(_names(files, r) != names for r in everyone):
         raise ValueError(f"The maps of {[r.trial_id for r in everyone]} hold different genes.")
     pairs = all_pairs(load_databases(files.relationships))
-    return paired_difference(maps[:1], maps[1:], names, pairs, rounds=rounds)
+    return paired_difference(maps[: len(best)], maps[len(best) :], names, pairs, rounds=rounds)
 
 
 def _twins(study: Study, files: StudyFiles, rows: dict[str, ResultsRow]) -> list[dict[str, Any]]:

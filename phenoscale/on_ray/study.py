@@ -89,9 +89,11 @@ def run_study(
     mirror.finish()
     for problem in mirror.problems:
         console.print(f"[yellow]{problem}[/yellow]", highlight=False)
+    told, seeds = comparisons["best"], len(comparisons["seeds"])
+    told = f"{told} and its other seeds ({seeds} in all)" if seeds > 1 else told
     for difference in comparisons["differences"]:
         console.print(
-            f"  {comparisons['best']} less {difference['against']}: {difference['value']:+.3f} "
+            f"  {told} less {difference['against']}: {difference['value']:+.3f} "
             f"[{difference['low']:+.3f}, {difference['high']:+.3f}]",
             highlight=False,
             markup=False,

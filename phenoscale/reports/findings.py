@@ -115,7 +115,7 @@ def _answer(
             "Whether training helps cannot be said: this study holds baselines only "
             f"({len(rows)}), no trained trial."
         )
-    metric = metric_name(best.metric)
+    metric, reached = metric_name(best.metric), _reached(best, comparisons)
     differences = comparisons.get("differences", [])
     if not differences:
         return (
@@ -128,17 +128,24 @@ def _answer(
         names = _baselines(beaten, beaten=True)
         gains = " and ".join(f"{_difference(d)} above {_short(d)}" for d in beaten)
         return (
-            f"Training beat {names}: {_describe(best)} reached a {metric} of {score_of(best)}, "
+            f"Training beat {names}: {_describe(best)} reached a {metric} of {reached}, "
             f"which is {gains} (paired differences with 95% intervals, clear of 0)."
         )
     text = (
         f"Training did not beat {_baselines(unbeaten, beaten=False)}: the best trained encoder, "
-        f"{_describe(best)}, reached a {metric} of {score_of(best)}, and "
+        f"{_describe(best)}, reached a {metric} of {reached}, and "
         + " and ".join(f"its paired difference to {_below(d)}" for d in unbeaten)
     )
     if beaten:
         text += "; it did beat " + " and ".join(f"{_short(d)}, by {_difference(d)}" for d in beaten)
     return text + "."
+
+
+def _reached(best: ResultsRow, comparisons: Mapping[str, Any]) -> str:
+    """The score that was compared: of the best trial, or the mean of its configuration's seeds."""
+    if not comparisons.get("mean"):
+        return score_of(best)
+    return f"{_difference(comparisons['mean'])}, the mean of {len(comparisons['seeds'])} seeds"
 
 
 def _below(difference: Mapping[str, Any]) -> str:
@@ -193,6 +200,12 @@ def _caveats(
 ) -> str:
     if len(trained) == 1:
         text = "That is the only trained trial, so nothing was selected"
+    elif comparisons.get("mean"):
+        text = (
+            f"The best configuration was picked as the highest mean of "
+            f"{comparisons['picked_from']} by the very scores that are reported, so its score and "
+            "its differences are somewhat optimistic"
+        )
     elif best.score == max(row.score for row in trained):
         text = (
             f"The best trial was picked as the highest of {len(trained)} trained trials by the "
