@@ -17,9 +17,8 @@ import dataclasses
 
 import numpy as np
 
-from phenoscale.maps.interval import checked_rounds
 from phenoscale.scaling.law_curves import PARAMETERS, Kind, at_bound, curve, leverages, solve
-from phenoscale.scaling.resample import MANY_CONFIGURATIONS, drawn_weights, wild_values
+from phenoscale.scaling.resample import different, other_studies
 
 LAWS = tuple(PARAMETERS)
 """What a law may be called."""
@@ -95,9 +94,6 @@ class LawFit:
     ) -> LawRounds:
         """Refits on what other studies might have measured, see resample.py.
 
-        Of many configurations, a round whose draw has fewer different x than the law has parameters
-        is drawn again.
-
         Args:
             rounds: how many, R.
             seed: of the draws; fits on the same configurations in the same order share theirs.
@@ -108,36 +104,21 @@ class LawFit:
             ValueError: if there are no more configurations than parameters, or the shifts are not
                 (R, m).
         """
-        shape = (checked_rounds(rounds), len(self.x))
-        if shifts is not None and shifts.shape != shape:
-            raise ValueError(
-                f"shifts have shape {shifts.shape}; {shape} is required, a row for each round and "
-                "a column for each configuration."
-            )
-        residuals = self.y - self.fitted
-        freedom = len(self.x) - len(self.parameters)
-        if len(self.x) < MANY_CONFIGURATIONS:
-            values = wild_values(
-                self.fitted,
-                residuals,
-                self.leverages,
-                parameters=len(self.parameters),
-                rounds=rounds,
-                seed=seed,
-            )
-            weights = np.ones(shape)
-            # Without what HC3 added, these are the residuals times the round's own spread.
-            own = (values - self.fitted) * (1 - self.leverages)
-        else:
-            values = np.broadcast_to(self.y, shape)
-            weights = _identified_draws(self.x, len(self.parameters), rounds=rounds, seed=seed)
-            own = np.sqrt(weights) * residuals
-        values = values if shifts is None else values + shifts
+        studies = other_studies(
+            self.y,
+            self.fitted,
+            self.leverages,
+            parameters=len(self.parameters),
+            rounds=rounds,
+            seed=seed,
+            shifts=shifts,
+            places=self.x,
+        )
         return LawRounds(
             law=self.law,
             kind=self.kind,
-            parameters=solve(self.law, self.x, values, weights, kind=self.kind),
-            noise=np.sqrt((own**2).sum(axis=1) / freedom),
+            parameters=solve(self.law, self.x, studies.values, studies.weights, kind=self.kind),
+            noise=studies.noise,
         )
 
 
@@ -174,7 +155,7 @@ def fit_law(law: str, x: np.ndarray, y: np.ndarray, *, kind: Kind) -> LawFit:
     _check(law, x, y, kind)
     m, num_parameters = len(x), len(PARAMETERS[law])
     weights = np.vstack([np.ones((1, m)), 1 - np.eye(m)])  # all, then each left out
-    can_leave_out = _different(x, weights[1:]).min() >= num_parameters
+    can_leave_out = different(x, weights[1:]).min() >= num_parameters
     weights = weights if can_leave_out else weights[:1]
     solved = solve(law, x, np.broadcast_to(y, weights.shape), weights, kind=kind)
     parameters = {name: float(values[0]) for name, values in solved.items()}
@@ -244,7 +225,7 @@ def _check(law: str, x: np.ndarray, y: np.ndarray, kind: Kind) -> None:
             f"{len(x)} configurations are too few for the {required} parameters of {law}; it needs "
             f"{required - len(x)} more."
         )
-    if (found := int(_different(x, np.ones((1, len(x))))[0])) < required:
+    if (found := int(different(x, np.ones((1, len(x))))[0])) < required:
         raise ValueError(
             f"The {len(x)} configurations lie at {found} different places of the axis, too few for "
             f"the {required} parameters of {law}; it needs {required - found} more."
@@ -259,24 +240,6 @@ def _check(law: str, x: np.ndarray, y: np.ndarray, kind: Kind) -> None:
             f"The {kind}s reach from {y.min():.4g} to {y.max():.4g}; power needs "
             f"{'scores of at most 1' if kind == 'score' else 'losses of at least 0'}."
         )
-
-
-def _different(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) how many different x have a weight, a millionth of the range counting as equal."""
-    span = np.ptp(x)
-    if span <= 1e-9 * np.abs(x).max():
-        return np.ones(len(weights), dtype=np.int64)
-    _, place = np.unique(np.round((x - x.min()) / span, 6), return_inverse=True)
-    return np.asarray(((weights @ (place[:, None] == np.arange(place.max() + 1))) > 0).sum(axis=1))
-
-
-def _identified_draws(x: np.ndarray, required: int, *, rounds: int, seed: int) -> np.ndarray:
-    """Weights (R, m), each round with at least as many different x as required."""
-    weights = drawn_weights(len(x), rounds=rounds, seed=seed)
-    while (poor := _different(x, weights) < required).any():
-        seed += 1
-        weights[poor] = drawn_weights(len(x), rounds=int(poor.sum()), seed=seed)
-    return weights
 
 
 def _aicc(y: np.ndarray, fitted: np.ndarray, num_parameters: int) -> float:

@@ -19,10 +19,92 @@ Shapes: m configurations, R rounds.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+
+from phenoscale.maps.interval import checked_rounds
 
 MANY_CONFIGURATIONS = 50
 _LARGEST_LEVERAGE = 0.9  # a point that the fit goes through tells nothing of its own noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherStudies:
+    """What other studies of the same configurations might have measured."""
+
+    values: np.ndarray
+    """(R, m)."""
+    weights: np.ndarray
+    """(R, m) how often each counts."""
+    noise: np.ndarray
+    """(R,) standard deviation of a configuration's own error, as each round has it."""
+
+
+def other_studies(
+    values: np.ndarray,
+    fitted: np.ndarray,
+    leverages: np.ndarray,
+    *,
+    parameters: int,
+    rounds: int,
+    seed: int,
+    shifts: np.ndarray | None = None,
+    places: np.ndarray | None = None,
+) -> OtherStudies:
+    """Values and weights for the refits of a least-squares fit, by the way that suits its number.
+
+    Args:
+        values: (m,) as measured.
+        fitted: (m,) by the fit.
+        leverages: (m,), as `wild_values` takes them.
+        parameters: that the fit has.
+        rounds: how many, R.
+        seed: of the draws; fits on the same configurations in the same order share theirs.
+        shifts: (R, m) added to the values of each round: the scores under its bootstrap sample of
+            genes less the scores.
+        places: (m,) where the configurations lie on one axis; then a round of many whose draw has
+            fewer different ones than parameters is drawn again.
+
+    Raises:
+        ValueError: if there are no more configurations than parameters, or the shifts are not
+            (R, m).
+    """
+    shape = (checked_rounds(rounds), len(values))
+    if shifts is not None and shifts.shape != shape:
+        raise ValueError(
+            f"shifts have shape {shifts.shape}; {shape} is required, a row for each round and "
+            "a column for each configuration."
+        )
+    residuals = values - fitted
+    if len(values) < MANY_CONFIGURATIONS:
+        drawn = wild_values(
+            fitted, residuals, leverages, parameters=parameters, rounds=rounds, seed=seed
+        )
+        weights = np.ones(shape)
+        # Without what HC3 added, these are the residuals times the round's own spread.
+        own = (drawn - fitted) * (1 - leverages)
+    else:
+        drawn = np.broadcast_to(values, shape)
+        weights = drawn_weights(len(values), rounds=rounds, seed=seed)
+        while places is not None and (poor := different(places, weights) < parameters).any():
+            seed += 1
+            weights[poor] = drawn_weights(len(values), rounds=int(poor.sum()), seed=seed)
+        own = np.sqrt(weights) * residuals
+    return OtherStudies(
+        values=drawn if shifts is None else drawn + shifts,
+        weights=weights,
+        noise=np.sqrt((own**2).sum(axis=1) / (len(values) - parameters)),
+    )
+
+
+def different(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(R,) how many different x have a weight, a millionth of the range counting as equal."""
+    span = np.ptp(x)
+    if span <= 1e-9 * np.abs(x).max():
+        return np.ones(len(weights), dtype=np.int64)
+    _, place = np.unique(np.round((x - x.min()) / span, 6), return_inverse=True)
+    return np.asarray(((weights @ (place[:, None] == np.arange(place.max() + 1))) > 0).sum(axis=1))
 
 
 def wild_values(

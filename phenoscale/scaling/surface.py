@@ -22,9 +22,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from phenoscale.maps.interval import checked_rounds
 from phenoscale.scaling.points import AXES, Points
-from phenoscale.scaling.resample import MANY_CONFIGURATIONS, drawn_weights, wild_values
+from phenoscale.scaling.resample import MANY_CONFIGURATIONS, other_studies
 
 FORMS: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -150,37 +149,26 @@ class Surface:
             ValueError: if there are no more configurations than parameters, or the shifts are not
                 (R, m).
         """
-        shape = (checked_rounds(rounds), len(self.values))
-        if shifts is not None and shifts.shape != shape:
-            raise ValueError(
-                f"shifts have shape {shifts.shape}; {shape} is required, a row for each round and "
-                "a column for each configuration."
-            )
-        residuals = self.values - self.fitted
-        if len(self.values) < MANY_CONFIGURATIONS:
-            values = wild_values(
-                self.fitted,
-                residuals,
-                self.leverages,
-                parameters=self.basis.num_parameters,
-                rounds=rounds,
-                seed=seed,
-            )
-            # Without what HC3 added, these are the residuals times the round's own spread.
-            own = (values - self.fitted) * (1 - self.leverages)
-            values = values if shifts is None else values + shifts
-            coefficients = values @ np.linalg.pinv(self.design).T
+        studies = other_studies(
+            self.values,
+            self.fitted,
+            self.leverages,
+            parameters=self.basis.num_parameters,
+            rounds=rounds,
+            seed=seed,
+            shifts=shifts,
+        )
+        if len(self.values) < MANY_CONFIGURATIONS:  # all rounds have one design
+            coefficients = studies.values @ np.linalg.pinv(self.design).T
         else:
-            values = self.values if shifts is None else self.values + shifts
-            root = np.sqrt(drawn_weights(len(self.values), rounds=rounds, seed=seed))
-            own = root * residuals
+            root = np.sqrt(studies.weights)
             # Of equal fits the shortest, where a draw leaves several.
             inverses = np.linalg.pinv(root[:, :, None] * self.design)
-            coefficients = (inverses @ (root * values)[:, :, None])[:, :, 0]
+            coefficients = (inverses @ (root * studies.values)[:, :, None])[:, :, 0]
         return SurfaceRounds(
             basis=self.basis,
             coefficients=coefficients,
-            noise=np.sqrt((own**2).sum(axis=1) / self.freedom),
+            noise=studies.noise,
         )
 
 
