@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step bench-maps ui clean
+.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step bench-maps bench-scaling ui clean
 
 install: $(STAMP)
 
@@ -52,6 +52,12 @@ bench-maps: install
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q --no-deps efaar-benchmarking==1.0
 	$(BIN)/python -m benchmarks.recall
 	$(BIN)/python -m benchmarks.align
+
+# Intervals of planted laws, the speed of their bootstrap, and what to run next; half an hour of a core.
+bench-scaling: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage --markdown
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.parametric
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan
 
 # Indexes, packed stores and crops, beside those of our peers, which are installed for it.
 bench-data: install

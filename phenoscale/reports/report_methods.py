@@ -111,8 +111,9 @@ _SCALING = [
         "L(N, D)",
         "E + A / N^alpha + B / D^beta of the held-out loss, on its logarithm (Hoffmann et al. "
         f"2022, approach 3): least squares below {MANY_CONFIGURATIONS} configurations, from there "
-        "on Huber's loss. N: parameters of the encoder. D: crops seen, repeats discounted "
-        "(Muennighoff et al. 2023).",
+        "on Huber's loss. Its rounds draw noise half from each configuration's own residual, half "
+        "from the variance that all share; percentiles are corrected for the median's bias. N: "
+        "parameters of the encoder. D: crops seen, repeats discounted (Muennighoff et al. 2023).",
     ),
     (
         "Compute-optimal size",

@@ -146,8 +146,8 @@ def corrected_interval(value: float, draws: np.ndarray, *, coverage: float = COV
     """Percentile interval, corrected for what the median of the draws misses the value by.
 
     Efron 1981. Where a fitted floor is too low the draws' are lower still, as much again: plain 90%
-    percentiles of E held the truth in 89% of 500 studies of 9 configurations, missing it three
-    times as often above as below, corrected ones in 91%. For 60 configurations drawn with
+    percentiles of E held the truth in 89% of 500 studies of 9 configurations, missing it two
+    to three times as often above as below, corrected ones in 91%. For 60 configurations drawn with
     replacement, plain ones of the median regression at delta = 1e-3 are too wide (93 to 98%).
 
     Args:

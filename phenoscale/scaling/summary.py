@@ -186,4 +186,5 @@ def _iso_flop(points: Points, fit: ParametricFit) -> IsoFlop:
         points.column("held_out_loss"),
         points.column("training_flops"),
         fit=fit,
+        num_unique=points.column("unique_crops"),
     )
