@@ -119,7 +119,7 @@ VIOLATIONS = {
     ),
     "Only on_ray imports ray": ("phenoscale/train.py", "import ray"),
     "Only tracking imports mlflow": (
-        "phenoscale/report.py",
+        "phenoscale/reports/report.py",
         "def f():\n    from mlflow import client",
     ),
     "The torch side knows no screens, maps or tables": (
