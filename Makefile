@@ -18,7 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m experiments.quickstart --seed $(SEED)
 
-test: lint unit
+# Side by side: tests wait much of their time, for processes that they start.
+test: install
+	$(MAKE) -j2 lint unit
 
 lint: install
 	$(BIN)/ruff check .
