@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def write_comparisons(study: Study, files: StudyFiles) -> dict[str, Any]:
     rows = [
         row for row in read_rows(files.study_dir) if row.trial_id in {t.id for t in study.trials}
     ]
-    configurations = _configurations(rows)
+    configurations = [seeds for p in points_of(rows).values() for seeds in p.by_configuration]
     best = max(configurations, key=_mean_score, default=())
     oracle = next((row for row in rows if row.objective == "oracle"), None)
     result = {
@@ -56,15 +56,6 @@ def write_comparisons(study: Study, files: StudyFiles) -> dict[str, Any]:
     return result
 
 
-def _configurations(rows: Sequence[ResultsRow]) -> list[tuple[ResultsRow, ...]]:
-    """The trained trials, those together that differ in nothing but the seed; of twins one."""
-    return [
-        tuple(row for row, number in zip(p.rows, p.configuration, strict=True) if number == wanted)
-        for p in points_of(rows).values()
-        for wanted in range(p.num_configurations)
-    ]
-
-
 def _mean(files: StudyFiles, seeds: Sequence[ResultsRow]) -> Interval:
     """Mean score of several seeds, over the same samples."""
     samples = read_samples(files.study_dir, seeds)
@@ -74,7 +65,7 @@ def _mean(files: StudyFiles, seeds: Sequence[ResultsRow]) -> Interval:
 
 
 def _mean_score(seeds: Sequence[ResultsRow]) -> float:
-    return math.fsum(row.score for row in seeds) / len(seeds)
+    return fmean(row.score for row in seeds)
 
 
 def _differences(

@@ -31,7 +31,7 @@ from phenoscale.planning.catalogue import Measured
 from phenoscale.scaling.forecast import FAR, possible
 from phenoscale.scaling.next_runs import covariance_of, updated, variance_removed
 from phenoscale.scaling.noise import noise_of
-from phenoscale.scaling.points import Points
+from phenoscale.scaling.points import TUNED_SOURCES, Points
 from phenoscale.scaling.surface import FORMS, Places, places_of
 from phenoscale.scaling.surface_choice import SurfaceChoice, new_runs
 from phenoscale.wording import objective_name, share
@@ -203,7 +203,7 @@ def warnings_of(sides: Iterable[Side], runs: Sequence[tuple[Trial, float]]) -> t
     untuned = {
         f"{objective_name(trial.objective.label)} {trial.backbone} ({trial.optim.lr_source})"
         for trial, _ in runs
-        if trial.optim.lr_source not in ("tuned", "paper")
+        if trial.optim.lr_source not in TUNED_SOURCES
     }
     if untuned:
         found.append(

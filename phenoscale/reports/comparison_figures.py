@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from phenoscale.reports.figure_parts import (
@@ -14,7 +15,6 @@ from phenoscale.reports.figure_parts import (
     bars,
     line,
     log_axis,
-    mean,
     pick,
     points,
     seed_groups,
@@ -46,9 +46,9 @@ def compared_scores(studies: Mapping[str, StudyRecord], metric: str) -> Figure:
         colour = pick(COLOURS, place)
         for objective in sorted({group[0].objective for group in groups}):
             mine = [group for group in groups if group[0].objective == objective]
-            scores = [mean([row.score for row in group]) for group in mine]
-            low = [mean([row.score_low for row in group]) for group in mine]
-            high = [mean([row.score_high for row in group]) for group in mine]
+            scores = [fmean([row.score for row in group]) for group in mine]
+            low = [fmean([row.score_low for row in group]) for group in mine]
+            high = [fmean([row.score_high for row in group]) for group in mine]
             trace = points(
                 f"{name}: {objective_name(objective)}",
                 [group[0].training_flops for group in mine],

@@ -14,10 +14,10 @@ from phenoscale.reports.report import write_page
 from phenoscale.reports.report_parts import Page, Section
 from phenoscale.reports.report_tables import Table
 from phenoscale.reports.scaling_figures import slopes_figure
+from phenoscale.reports.study_notes import score_of
 from phenoscale.reports.study_report import StudyRecord, read_study_record
 from phenoscale.results import ResultsRow
 from phenoscale.wording import (
-    interval,
     listed,
     metric_name,
     objective_name,
@@ -143,7 +143,7 @@ def _who_is_best(best: dict[str, ResultsRow], different: Sequence[str]) -> str:
     if not best:
         return "No study holds a trained trial."
     ranked = sorted(best, key=lambda name: -best[name].score)
-    told = [f"{_describe(best[name])} of {name} with {_score(best[name])}" for name in ranked]
+    told = [f"{_describe(best[name])} of {name} with {score_of(best[name])}" for name in ranked]
     if different or len(ranked) < 2:
         return f"The best trial of each: {listed(told)}."
     first, second = best[ranked[0]], best[ranked[1]]
@@ -179,7 +179,7 @@ def _best_table(studies: Studies) -> Table:
             continue
         data, flops = share(row.data_fraction), f"{row.training_flops:.2e}"
         model = objective_name(row.objective), row.backbone
-        rows.append((name, _score(row), *model, data, flops))
+        rows.append((name, score_of(row), *model, data, flops))
     columns = ("study", "score [95%]", "objective", "backbone", "data", "training FLOPs")
     return Table(label="Best trials", columns=columns, rows=rows, kind="wide")
 
@@ -229,7 +229,3 @@ def _studies_table(studies: Studies) -> Table:
 
 def _describe(row: ResultsRow) -> str:
     return f"{objective_name(row.objective)} {row.backbone} on {share(row.data_fraction)}"
-
-
-def _score(row: ResultsRow) -> str:
-    return interval(row.score, row.score_low, row.score_high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,6 @@ from phenoscale.reports.figure_parts import (
     colour_of,
     line,
     log_axis,
-    mean,
     pick,
     points,
     seed_groups,
@@ -83,7 +83,7 @@ def held_out_figure(
         trace = points(
             backbone,
             [group[0].training_flops for group in cell],
-            [mean([row.held_out_loss or 0.0 for row in group]) for group in cell],
+            [fmean(loss for r in group if (loss := r.held_out_loss) is not None) for group in cell],
             colour=colour,
             symbol=pick(SYMBOLS, place),
         ) | {
@@ -116,4 +116,4 @@ def _binned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
     """Means over runs of `width` steps, so that a curve has at most `CURVE_POINTS` points."""
     width = max(1, math.ceil(len(steps) / CURVE_POINTS))
     parts = [slice(first, first + width) for first in range(0, len(steps), width)]
-    return [mean(steps[part]) for part in parts], [mean(values[part]) for part in parts]
+    return [fmean(steps[part]) for part in parts], [fmean(values[part]) for part in parts]

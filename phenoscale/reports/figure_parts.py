@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from phenoscale.results import ResultsRow
-from phenoscale.scaling.points import points_of
+from phenoscale.scaling.points import COMPARABLE, points_of
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -54,24 +54,17 @@ def seed_groups(rows: Sequence[ResultsRow]) -> list[list[ResultsRow]]:
 
     Trials of two screens, metrics or protocols are never of one configuration.
     """
-    kinds: dict[tuple[str, str, str], list[ResultsRow]] = {}
+    kinds: dict[tuple[str, ...], list[ResultsRow]] = {}
     for row in rows:
         if not row.is_baseline:
-            key = (row.metric, row.protocol, row.index_fingerprint)
+            key = tuple(getattr(row, name) for name in COMPARABLE)
             kinds.setdefault(key, []).append(row)
-    groups = []
-    for kind in kinds.values():
-        for points in points_of(kind).values():
-            members: list[list[ResultsRow]] = [[] for _ in range(points.num_configurations)]
-            for row, place in zip(points.rows, points.configuration.tolist(), strict=True):
-                members[place].append(row)
-            groups += members
-    return groups
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean, rounded once."""
-    return math.fsum(values) / len(values)
+    return [
+        list(seeds)
+        for kind in kinds.values()
+        for points in points_of(kind).values()
+        for seeds in points.by_configuration
+    ]
 
 
 def points(

@@ -202,13 +202,12 @@ def _lead(best: ResultsRow, summary: Summary) -> str:
 def _of_best(best: ResultsRow, scaling: ObjectiveScaling) -> tuple[list[float], list[int], int]:
     """Mean score and seeds of each configuration, and which one the best trial is of."""
     points = scaling.points
-    members = points.configuration.tolist()
     means = points.means(points.column("score")).tolist()
-    seeds = [members.count(place) for place in range(points.num_configurations)]
+    seeds = [len(group) for group in points.by_configuration]
     same = [
         place
-        for row, place in zip(points.rows, members, strict=True)
-        if row.trial_id == best.trial_id
+        for place, group in enumerate(points.by_configuration)
+        if best.trial_id in {row.trial_id for row in group}
     ]
     # The best trial may be a twin that does not count beside the first: then its equal stands here.
     place = same[0] if same else max(range(len(means)), key=lambda place: means[place])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from phenoscale.reports.figure_parts import (
@@ -19,7 +20,6 @@ from phenoscale.reports.figure_parts import (
     level_band,
     line,
     log_axis,
-    mean,
     named_axis,
     pick,
     points,
@@ -139,9 +139,9 @@ def _cell(
         trace["marker"] |= {"size": 4, "opacity": 0.7}
         hover = {"text": [row.trial_id for row in single], "hovertemplate": _HOVER}
         traces.append(trace | hover | {"showlegend": False})
-    scores = [mean([row.score for row in group]) for group in ordered]
-    low = [mean([row.score_low for row in group]) for group in ordered]
-    high = [mean([row.score_high for row in group]) for group in ordered]
+    scores = [fmean([row.score for row in group]) for group in ordered]
+    low = [fmean([row.score_low for row in group]) for group in ordered]
+    high = [fmean([row.score_high for row in group]) for group in ordered]
     name = f"{objective_name(first.objective)} {first.backbone}"
     x = [getattr(group[0], column) * shift for group in ordered]
     names = [
@@ -181,7 +181,7 @@ def _levels(
         scores = [row.score for row in baselines if (row.objective, row.backbone) == cell]
         name = f"{objective_name(cell[0])} {cell[1]}"
         name += f" ({len(scores)})" if len(scores) > 1 else ""
-        add(mean(scores), name, GREY, pick(DASHES, place))
+        add(fmean(scores), name, GREY, pick(DASHES, place))
         if len(scores) > 1:
             shapes.append(level_band(min(scores), max(scores), GREY))
             levels.append((max(scores), name))

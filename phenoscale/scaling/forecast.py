@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 
 from phenoscale.maps.interval import Interval, percentile_interval
+from phenoscale.scaling.criteria import mixed, schwarz, shares_of
 from phenoscale.scaling.laws import Choice, Kind, LawFit
 
 FAR = 10.0
@@ -104,15 +105,13 @@ def new_runs(
     Raises:
         ValueError: if the configurations are too few for an interval.
     """
-    drawn = np.empty((rounds, len(x)))
-    shares = law_shares(choice)
-    ends = np.round(rounds * np.cumsum([0.0, *shares.values()])).astype(int)
     fits = {fit.law: fit for fit in choice.fits}
-    for law, start, end in zip(shares, ends[:-1], ends[1:], strict=True):
-        if start < end:
-            refits = fits[law].rounds(rounds=rounds, seed=seed, shifts=shifts)
-            drawn[start:end] = refits.observe(x, seed=seed + 1)[start:end]
-    return possible(drawn, choice.chosen.kind)
+
+    def draw(law: str) -> np.ndarray:
+        refits = fits[law].rounds(rounds=rounds, seed=seed, shifts=shifts)
+        return refits.observe(x, seed=seed + 1)
+
+    return possible(mixed(law_shares(choice), rounds, draw), choice.chosen.kind)
 
 
 def law_shares(choice: Choice) -> dict[str, float]:
@@ -123,20 +122,12 @@ def law_shares(choice: Choice) -> dict[str, float]:
     law, which cross-validation had a say in, has at least the share of any other. A law with as
     many parameters as there are configurations has no interval, and no share.
     """
-    criteria = {fit.law: _schwarz(fit) for fit in choice.fits if len(fit.x) > len(fit.parameters)}
-    lowest = min(criteria.values(), default=0.0)
-    criteria[choice.chosen.law] = lowest
-    weights = {law: float(np.exp((lowest - one) / 2)) for law, one in criteria.items()}
-    total = sum(weights.values())
-    return {law: weight / total for law, weight in weights.items()}
-
-
-def _schwarz(fit: LawFit) -> float:
-    """BIC, residuals that are rounding counting as rounding."""
-    m = len(fit.x)
-    rounding = 1e-12 * (np.abs(fit.y).max() or 1.0)
-    mean_square = max(np.mean((fit.y - fit.fitted) ** 2), rounding**2)
-    return float(m * np.log(mean_square) + len(fit.parameters) * np.log(m))
+    criteria = {
+        fit.law: schwarz(fit.y, fit.fitted, len(fit.parameters))
+        for fit in choice.fits
+        if len(fit.x) > len(fit.parameters)
+    }
+    return shares_of(criteria, choice.chosen.law)
 
 
 def possible(values: np.ndarray | float, kind: Kind) -> np.ndarray:

@@ -17,14 +17,14 @@ import dataclasses
 
 import numpy as np
 
+from phenoscale.scaling.criteria import ROUNDING, aicc
 from phenoscale.scaling.law_curves import PARAMETERS, Kind, at_bound, curve, leverages, solve
-from phenoscale.scaling.resample import different, other_studies
+from phenoscale.scaling.resample import different, observed, other_studies
 
 LAWS = tuple(PARAMETERS)
 """What a law may be called."""
 _LAWS_OF = {"score": ("log_linear", "logit", "power"), "loss": ("log_linear", "power")}
 """Laws by kind, the plainest first."""
-_ROUNDING = 1e-12  # of the largest value: residuals below it are rounding, not misfit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,7 @@ class LawRounds:
         The error is the same everywhere. Where the planted one grew threefold along the range, 90%
         intervals of a new configuration at its end held 76 to 86% at 6 to 16 configurations.
         """
-        predicted = self.predict(x)
-        errors = np.random.default_rng(seed).standard_normal(predicted.shape)
-        return predicted + self.noise[:, None] * errors
+        return observed(self.predict(x), self.noise, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +175,7 @@ def fit_law(law: str, x: np.ndarray, y: np.ndarray, *, kind: Kind) -> LawFit:
         fitted=fitted,
         leverages=leverages(law, parameters, x, kind=kind),
         at_bound=at_bound(law, parameters, x, kind=kind),
-        aicc=_aicc(y, fitted, num_parameters),
+        aicc=aicc(y, fitted, num_parameters),
         cv_error=float(np.sqrt(np.mean(np.square(errors)))),
     )
 
@@ -203,7 +201,7 @@ def choose_law(x: np.ndarray, y: np.ndarray, *, kind: Kind) -> Choice:
         except ValueError as error:
             refused[law] = str(error)
     chosen = fits[0]
-    rounding = _ROUNDING * np.abs(chosen.y).max()
+    rounding = ROUNDING * np.abs(chosen.y).max()
     for fit in fits[1:]:
         if fit.cv_error < chosen.cv_error - rounding and fit.aicc < chosen.aicc:
             chosen = fit
@@ -240,15 +238,6 @@ def _check(law: str, x: np.ndarray, y: np.ndarray, kind: Kind) -> None:
             f"The {kind}s reach from {y.min():.4g} to {y.max():.4g}; power needs "
             f"{'scores of at most 1' if kind == 'score' else 'losses of at least 0'}."
         )
-
-
-def _aicc(y: np.ndarray, fitted: np.ndarray, num_parameters: int) -> float:
-    """AICc of least squares; the noise counts as a parameter (Hurvich & Tsai 1989)."""
-    n, k = len(y), num_parameters + 1
-    if n - k - 1 <= 0:
-        return float("inf")
-    mean_square = max(np.mean((y - fitted) ** 2), (_ROUNDING * (np.abs(y).max() or 1.0)) ** 2)
-    return float(n * np.log(mean_square) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
 def _reason(chosen: LawFit, fits: list[LawFit]) -> str:

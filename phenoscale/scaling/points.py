@@ -21,6 +21,12 @@ AXES = {
 """What a score can be drawn against: column of the row, and its name for a reader."""
 
 
+COMPARABLE = ("metric", "protocol", "index_fingerprint")
+"""Columns of the row in which trials must agree for their scores to compare."""
+TUNED_SOURCES = ("tuned", "paper")
+"""Sources of a learning rate that was found for its very size."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Points:
     """The trained trials of one objective, one entry each."""
@@ -57,14 +63,21 @@ class Points:
     @property
     def keys(self) -> tuple[tuple[str, float, int], ...]:
         """(m,) backbone, data fraction and crops seen of each configuration, to match others by."""
-        first = [int(np.argmax(self.configuration == c)) for c in range(self.num_configurations)]
-        return tuple(_key(self.rows[place]) for place in first)
+        return tuple(_key(seeds[0]) for seeds in self.by_configuration)
+
+    @property
+    def by_configuration(self) -> tuple[tuple[ResultsRow, ...], ...]:
+        """(m,) the rows of each configuration's seeds."""
+        seeds: list[list[ResultsRow]] = [[] for _ in range(self.num_configurations)]
+        for row, place in zip(self.rows, self.configuration.tolist(), strict=True):
+            seeds[place].append(row)
+        return tuple(map(tuple, seeds))
 
     @property
     def untuned(self) -> tuple[str, ...]:
         """Backbones whose learning rate was neither tuned for their size nor a paper's."""
         return tuple(
-            sorted({row.backbone for row in self.rows if row.lr_source not in ("tuned", "paper")})
+            sorted({row.backbone for row in self.rows if row.lr_source not in TUNED_SOURCES})
         )
 
     def only(self, kept: np.ndarray) -> Points | None:
@@ -96,7 +109,7 @@ def points_of(
         ValueError: if rows of two metrics, protocols or screens are mixed, which no fit may join.
     """
     trained = [row for row in rows if not row.is_baseline]
-    for name in ("metric", "protocol", "index_fingerprint"):
+    for name in COMPARABLE:
         if len(found := sorted({str(getattr(row, name)) for row in trained})) > 1:
             raise ValueError(
                 f"The rows have {len(found)} values of {name} ({', '.join(found)}), so their "

@@ -98,6 +98,18 @@ def other_studies(
     )
 
 
+def observed(predicted: np.ndarray, noise: np.ndarray, *, seed: int) -> np.ndarray:
+    """(R, k) what new configurations might measure: predictions (R, k) and their own errors.
+
+    Args:
+        predicted: of each round.
+        noise: (R,) standard deviation of an error in each round.
+        seed: of the errors.
+    """
+    errors = np.random.default_rng(seed).standard_normal(predicted.shape)
+    return np.asarray(predicted + noise[:, None] * errors)
+
+
 def different(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(R,) how many different x have a weight, a millionth of the range counting as equal."""
     span = np.ptp(x)

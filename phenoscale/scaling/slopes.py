@@ -17,10 +17,9 @@ import numpy as np
 from phenoscale.maps.interval import COVERAGE, Interval, checked_rounds, percentile_interval
 from phenoscale.scaling.laws import fit_law
 from phenoscale.scaling.noise import beyond_residuals, gene_shifts, scored_over
-from phenoscale.scaling.points import AXES, Points
+from phenoscale.scaling.points import AXES, COMPARABLE, TUNED_SOURCES, Points
 from phenoscale.wording import objective_name
 
-TUNED = ("tuned", "paper")
 _LEAST_SHARED = 3
 _OTHER_SEED = 1_000_003  # sides that are not paired must not share signs
 
@@ -160,7 +159,7 @@ def slope_difference(
 def _check(a: Points, b: Points, axis: str) -> None:
     if axis not in AXES:
         raise ValueError(f"axis is {axis!r}; scores are drawn against one of {', '.join(AXES)}.")
-    for name in ("metric", "protocol", "index_fingerprint"):
+    for name in COMPARABLE:
         found = sorted({str(getattr(row, name)) for row in (*a.rows, *b.rows)})
         if len(found) > 1:
             raise ValueError(
@@ -232,7 +231,10 @@ def _difference(
 
 def _tuned_difference(a: Points, b: Points, axis: str, rounds: int, seed: int) -> Interval | None:
     """The difference with tuned trials alone, or None where they are too few."""
-    tuned = [side.only(np.array([row.lr_source in TUNED for row in side.rows])) for side in (a, b)]
+    tuned = [
+        side.only(np.array([row.lr_source in TUNED_SOURCES for row in side.rows]))
+        for side in (a, b)
+    ]
     if tuned[0] is None or tuned[1] is None:
         return None
     try:

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from phenoscale.scaling.criteria import aicc
 from phenoscale.scaling.points import AXES, Points
-from phenoscale.scaling.resample import MANY_CONFIGURATIONS, other_studies
+from phenoscale.scaling.resample import MANY_CONFIGURATIONS, observed, other_studies
 
 FORMS: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -35,8 +36,6 @@ FORMS: dict[str, tuple[str, ...]] = {
 """Form to the axes that it has a slope along."""
 BENDS = (0.25, 0.5, 1.0)
 """Exponents of the bent forms: the slope halves within 1.2, 0.6 and 0.3 decades."""
-ROUNDING = 1e-12
-"""Of the largest value: residuals below it are rounding, not misfit."""
 _SAME_PLACE = 1e-2  # decades: configurations that lie closer tell no slope
 
 Places = Mapping[str, np.ndarray]
@@ -91,9 +90,7 @@ class SurfaceRounds:
 
     def observe(self, places: Places, *, seed: int = 0) -> np.ndarray:
         """(R, k) what new configurations might measure: the surface and their own errors."""
-        predicted = self.predict(places)
-        errors = np.random.default_rng(seed).standard_normal(predicted.shape)
-        return predicted + self.noise[:, None] * errors
+        return observed(self.predict(places), self.noise, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +225,7 @@ def fit_surface(form: str, places: Places, values: np.ndarray, *, bend: float = 
         values=values,
         fitted=fitted,
         leverages=leverages,
-        aicc=_aicc(values, fitted, required),
+        aicc=aicc(values, fitted, required),
         cv_error=float("inf") if alone.any() else float(np.sqrt(np.mean(left_out**2))),
     )
 
@@ -242,13 +239,3 @@ def _narrowest(form: str, places: Places) -> float:
 def _named(form: str) -> str:
     names = [AXES[axis] for axis in FORMS[form]]
     return names[0] if len(names) == 1 else f"{' and '.join(names)} apart"
-
-
-def _aicc(values: np.ndarray, fitted: np.ndarray, num_parameters: int) -> float:
-    """N log(RSS / n) + 2k + 2k (k + 1) / (n - k - 1), k counting the noise."""
-    n, k = len(values), num_parameters + 1
-    if n - k - 1 <= 0:
-        return float("inf")
-    floor = (ROUNDING * (np.abs(values).max() or 1.0)) ** 2
-    mean_square = max(float(np.mean((values - fitted) ** 2)), floor)
-    return float(n * np.log(mean_square) + 2 * k + 2 * k * (k + 1) / (n - k - 1))

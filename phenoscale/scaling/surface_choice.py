@@ -9,7 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from phenoscale.scaling.surface import BENDS, FORMS, ROUNDING, Places, Surface, fit_surface
+from phenoscale.scaling.criteria import ROUNDING, mixed, shares_of
+from phenoscale.scaling.surface import BENDS, FORMS, Places, Surface, fit_surface
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,15 +87,13 @@ def new_runs(
     Raises:
         ValueError: if the configurations are too few for an interval.
     """
-    shares = form_shares(choice)
-    ends = np.round(rounds * np.cumsum([0.0, *shares.values()])).astype(int)
     fits = {fit.basis.label: fit for fit in choice.fits}
-    drawn = np.empty((rounds, len(next(iter(places.values())))))
-    for label, start, end in zip(shares, ends[:-1], ends[1:], strict=True):
-        if start < end:
-            refits = fits[label].rounds(rounds=rounds, seed=seed, shifts=shifts)
-            drawn[start:end] = refits.observe(places, seed=seed + 1)[start:end]
-    return drawn
+
+    def draw(label: str) -> np.ndarray:
+        refits = fits[label].rounds(rounds=rounds, seed=seed, shifts=shifts)
+        return refits.observe(places, seed=seed + 1)
+
+    return mixed(form_shares(choice), rounds, draw)
 
 
 def form_shares(choice: SurfaceChoice) -> dict[str, float]:
@@ -116,10 +115,7 @@ def form_shares(choice: SurfaceChoice) -> dict[str, float]:
     chosen = choice.chosen.basis.label
     if chosen not in criteria:
         return {chosen: 1.0}
-    criteria[chosen] = lowest = min(criteria.values())
-    weights = {label: float(np.exp((lowest - aicc) / 2)) for label, aicc in criteria.items()}
-    total = sum(weights.values())
-    return {label: weight / total for label, weight in weights.items()}
+    return shares_of(criteria, chosen)
 
 
 def _reason(chosen: Surface, fits: list[Surface]) -> str:
