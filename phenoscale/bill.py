@@ -68,15 +68,16 @@ class Line:
 
 
 def bill(study: Study, screen: ScreenSize) -> list[Line]:
-    """One line per trial.
+    """One line per trial; errors as `bill_line`."""
+    return [bill_line(trial, screen) for trial in study.trials]
+
+
+def bill_line(trial: Trial, screen: ScreenSize) -> Line:
+    """The cost of one trial.
 
     Raises:
-        ValueError: if a trial has too few sites for one step, or crops larger than a site.
+        ValueError: if it has too few sites for one step, or crops larger than a site.
     """
-    return [_line(trial, screen) for trial in study.trials]
-
-
-def _line(trial: Trial, screen: ScreenSize) -> Line:
     crops = trial.crops
     steps = 0
     if not trial.is_baseline:

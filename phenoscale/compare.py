@@ -23,9 +23,8 @@ from phenoscale.maps.relationships import all_pairs, load_databases
 from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, read_samples, write_json
 from phenoscale.scaling.points import points_of
 from phenoscale.screens.index import ScreenIndex
-from phenoscale.study_files import MAP_FILE, SITES_FILE, StudyFiles
+from phenoscale.study_files import COMPARISONS_FILE, MAP_FILE, SITES_FILE, StudyFiles
 
-COMPARISONS_FILE = "comparisons.json"
 MEASURED = (  # columns of a row that describe the run's cost or place, not its result
     "trial_id workers launcher lr_source attempts train_s embed_s score_s overhead_s cpu_s "
     "data_cpu_s data_wait_s communication_s checkpoint_s utilization peak_memory_gib "

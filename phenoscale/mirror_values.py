@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phenoscale.results import ROW_FILE, ResultsRow
+from phenoscale.results import ROW_FILE, ResultsRow, read_optional_json
+from phenoscale.study_files import TRIAL_FILE
 
-TRIAL_FILE = "trial.json"
 PARAM_COLUMNS = ("data_fraction", "seed", "workers")
 """Numeric columns of a row that were chosen, not measured: parameters, like its texts."""
 
@@ -179,8 +179,3 @@ def content_digest(paths: Sequence[Path], text: str = "") -> str:
         if path.exists():
             digest.update(f"\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def read_optional_json(path: Path, default: Any) -> Any:
-    """Reads JSON, or gives `default` where there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else default

@@ -251,6 +251,11 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
+def read_optional_json(path: Path, default: Any) -> Any:
+    """Reads JSON, or gives `default` where there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else default
+
+
 def _fits(value: Any, kind: str) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "float":

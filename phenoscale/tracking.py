@@ -37,15 +37,30 @@ from phenoscale.mirror_values import (
     final_points,
     flat,
     headline,
-    read_optional_json,
     rows_csv,
     start_ms,
     trial_params,
     trial_tags,
     worker_points,
 )
-from phenoscale.results import CURVE_FILE, ROW_FILE, ResultsRow, read_row, read_rows
-from phenoscale.study_files import WORKERS_FILE
+from phenoscale.results import (
+    CURVE_FILE,
+    ROW_FILE,
+    ResultsRow,
+    read_optional_json,
+    read_row,
+    read_rows,
+)
+from phenoscale.study_files import (
+    COMPARISONS_FILE,
+    FAILURES_FILE,
+    FIGURES,
+    PANEL_FILE,
+    REPORT_FILE,
+    STUDY_FILE,
+    TRIAL_FILE,
+    WORKERS_FILE,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,8 +77,7 @@ QUIET = {
 METRICS_PER_CALL = 1000  # MLflow's limits for one log_batch
 PARAMS_PER_CALL = 100
 RETRY_WAITS_S = (0.5, 1.5)
-STUDY_FILES = ("report.html", "study.json", "comparisons.json", "failures.json")
-FIGURES = "figures"  # folder of the static figures, in the study and at its run
+STUDY_ARTIFACTS = (REPORT_FILE, STUDY_FILE, COMPARISONS_FILE, FAILURES_FILE)
 
 
 class StudyMirror:
@@ -94,7 +108,7 @@ class StudyMirror:
     @property
     def name(self) -> str:
         """Name of the study, and so of the experiment and the parent run."""
-        study = read_optional_json(self.study_dir / "study.json", {})
+        study = read_optional_json(self.study_dir / STUDY_FILE, {})
         return str(study.get("name") or self.study_dir.name)
 
     def open(self) -> None:
@@ -211,7 +225,7 @@ class StudyMirror:
     def _write_trial(self, trial_dir: Path, row: ResultsRow) -> None:
         client = self._connected()
         row_digest = content_digest([trial_dir / ROW_FILE])
-        names = (ROW_FILE, CURVE_FILE, WORKERS_FILE, "panel.png", "trial.json")
+        names = (ROW_FILE, CURVE_FILE, WORKERS_FILE, PANEL_FILE, TRIAL_FILE)
         files = [trial_dir / name for name in names]
         digest = content_digest(files)
         # A row is one measurement: a trial that is measured again becomes a new run beside it.
@@ -243,7 +257,7 @@ class StudyMirror:
             ],
         )
         for path in files:
-            if path.exists() and path.name in (ROW_FILE, "panel.png"):
+            if path.exists() and path.name in (ROW_FILE, PANEL_FILE):
                 client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED", end_time=start + duration_ms(row))
         client.set_tag(run_id, "phenoscale.mirrored", digest)
@@ -266,16 +280,16 @@ class StudyMirror:
     def _write_study(self, rows: Sequence[ResultsRow]) -> None:
         client = self._connected()
         table = json.dumps([row.as_dict() for row in rows], indent=1)
-        present = [p for p in (self.study_dir / name for name in STUDY_FILES) if p.exists()]
+        present = [p for p in (self.study_dir / name for name in STUDY_ARTIFACTS) if p.exists()]
         figures = sorted((self.study_dir / FIGURES).glob("*"))
         pictures = [path for path in figures if path.suffix in (".png", ".svg")]
         digest = content_digest([*present, *pictures], table)
         run = client.get_run(self._parent_id)
         if run.data.tags.get("phenoscale.mirrored") == digest:
             return
-        comparisons = read_optional_json(self.study_dir / "comparisons.json", {})
-        failures = read_optional_json(self.study_dir / "failures.json", [])
-        study = read_optional_json(self.study_dir / "study.json", {})
+        comparisons = read_optional_json(self.study_dir / COMPARISONS_FILE, {})
+        failures = read_optional_json(self.study_dir / FAILURES_FILE, [])
+        study = read_optional_json(self.study_dir / STUDY_FILE, {})
         now = _now_ms()
         scores = headline(rows, study, comparisons, len(failures))
         self._log_metrics(self._parent_id, [(key, value, now, 0) for key, value in scores.items()])

@@ -16,8 +16,8 @@ from phenoscale.maps.files.map_files import write_map
 from phenoscale.maps.perturbation_map import PerturbationMap
 from phenoscale.reports import map_figures
 from phenoscale.reports.map_figures import cluster_order, make_map_figures
-from phenoscale.reports.report import REPORT_FILE, make_report, write_page
-from phenoscale.study_files import MAP_FILE
+from phenoscale.reports.report import make_report, write_page
+from phenoscale.study_files import MAP_FILE, REPORT_FILE
 from tests.browser import chromium, needs_chromium, opened
 from tests.fabricated import make_study
 from tests.test_report import page

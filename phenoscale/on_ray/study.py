@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
 from typing import Any
@@ -20,7 +19,7 @@ from phenoscale.maps.score import ALIGNMENTS, HEADLINE_ALIGNMENT
 from phenoscale.on_ray.tune import pending, run_grid
 from phenoscale.progress import StudyProgress
 from phenoscale.reports.report import write_report
-from phenoscale.results import read_row, read_rows, write_json
+from phenoscale.results import read_optional_json, read_row, read_rows, write_json
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.study_files import STUDY_FILE, StudyFiles
 from phenoscale.tracking import StudyMirror
@@ -128,7 +127,7 @@ def write_description(
     `measured` of None keeps the figures of the run that did the work.
     """
     path = files.study_dir / STUDY_FILE
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = read_optional_json(path, {})
     given = old.get("screen", {}).get("fingerprint", index.fingerprint)
     if given != index.fingerprint:
         raise ValueError(

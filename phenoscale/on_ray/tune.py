@@ -22,9 +22,8 @@ from phenoscale.on_ray.start import start_ray, stop_ray
 from phenoscale.on_ray.train import TRAINER_CPUS, fit_on_workers
 from phenoscale.results import ROW_FILE, write_json
 from phenoscale.run import run_trial
-from phenoscale.study_files import StudyFiles
+from phenoscale.study_files import FAILURES_FILE, StudyFiles
 
-FAILURES_FILE = "failures.json"
 _DRIVER_CPUS = 0.01  # of a trial whose work is done by a worker group
 
 

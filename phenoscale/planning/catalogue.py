@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from phenoscale.backbones import BACKBONES, BACKBONES_OF, VisionTransformer
-from phenoscale.bill import A100_FLOPS, UTILIZATION, Line, ScreenSize, bill
-from phenoscale.config import Optim, Placement, Study, Trial
+from phenoscale.bill import A100_FLOPS, UTILIZATION, Line, ScreenSize, bill_line
+from phenoscale.config import Optim, Placement, Trial
 from phenoscale.rates import TUNED, TunedRate, optim_for, transferred_rate
 from phenoscale.results import ResultsRow
 from phenoscale.wording import objective_name
@@ -103,9 +103,7 @@ def cell(
     optim = like.optim if backbone == like.backbone else _optim(measured, like, backbone)
     first = min(trial.seed for trial in measured.trials) if seed is None else seed
     trial = dataclasses.replace(like, backbone=backbone, crops=crops, optim=optim, seed=first)
-    if seed is not None:
-        return trial
-    if not measured.seeds_of(trial):
+    if seed is not None or not measured.seeds_of(trial):
         return trial
     seeds = (dataclasses.replace(trial, seed=number) for number in range(2**31))
     return next(one for one in seeds if unplaced(one).id not in measured.begun)
@@ -141,7 +139,7 @@ def candidates(
             for number in passes:
                 try:
                     trial = cell(measured, backbone=size, data_fraction=fraction, passes=number)
-                    (line,) = bill(Study(name="one", question="", trials=(trial,)), screen)
+                    line = bill_line(trial, screen)
                 except ValueError as error:
                     impossible.append(str(error))
                     continue

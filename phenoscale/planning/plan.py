@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from phenoscale.backbones import backbone as look_up
-from phenoscale.bill import Line, ScreenSize, bill
+from phenoscale.bill import Line, ScreenSize, bill, bill_line
 from phenoscale.config import Study, Trial
 from phenoscale.maps.interval import percentile_interval
 from phenoscale.planning.catalogue import (
@@ -223,8 +223,7 @@ def _named_target(
     """A backbone on all data, with the most passes of the catalogue."""
     passes = round(measured.passes[-1] * max(passes_factors))
     trial = cell(measured, backbone=backbone, data_fraction=1.0, passes=passes)
-    (line,) = bill(Study(name="one", question="", trials=(trial,)), screen)
-    return line
+    return bill_line(trial, screen)
 
 
 def _ranked(

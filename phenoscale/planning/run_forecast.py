@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from phenoscale.backbones import backbone as look_up
-from phenoscale.bill import bill
-from phenoscale.config import Study, Trial
+from phenoscale.bill import bill_line
+from phenoscale.config import Trial
 from phenoscale.maps.interval import Interval, percentile_interval
 from phenoscale.planning.catalogue import cell
 from phenoscale.planning.plan import read_measured, read_size
@@ -85,7 +85,7 @@ def forecast_run(
         data_fraction=data_fraction,
         passes=measured.passes[-1] if passes is None else passes,
     )
-    (line,) = bill(Study(name="one", question="", trials=(trial,)), read_size(study_dir))
+    line = bill_line(trial, read_size(study_dir))
     scores = points.means(points.column("score"))
     choice = choose_surface(places_of(points), scores)
     side = Side(points=points, measured=measured, choice=choice, lines=(line,), target=line)

@@ -19,10 +19,7 @@ from phenoscale.reports.static_figures import write_figures
 from phenoscale.reports.study_report import StudyRecord, read_study_record
 from phenoscale.results import whole_file
 from phenoscale.scaling.next_runs import NextRuns
-from phenoscale.study_files import MAP_FILE
-
-REPORT_FILE = "report.html"
-FIGURES_FOLDER = "figures"
+from phenoscale.study_files import FIGURES, MAP_FILE, REPORT_FILE
 
 
 def write_report(study_dir: Path) -> Path:
@@ -41,7 +38,7 @@ def write_report(study_dir: Path) -> Path:
         ValueError: if `study_dir` is no study, or a row is damaged.
     """
     page = make_report(study_dir)
-    write_figures(page.figures, study_dir / FIGURES_FOLDER)
+    write_figures(page.figures, study_dir / FIGURES)
     return write_page(page, study_dir / REPORT_FILE)
 
 

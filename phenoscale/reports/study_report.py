@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,15 @@ from phenoscale.mirror_links import MirrorRuns
 from phenoscale.reports.curve_figures import Curve
 from phenoscale.reports.findings import best_row
 from phenoscale.reports.report_parts import Picture
-from phenoscale.results import CURVE_FILE, ResultsRow, read_rows, read_samples
+from phenoscale.results import (
+    CURVE_FILE,
+    ResultsRow,
+    read_optional_json,
+    read_rows,
+    read_samples,
+)
 from phenoscale.scaling.summary import Summary, summarise
-from phenoscale.study_files import PANEL_FILE, STUDY_FILE
+from phenoscale.study_files import COMPARISONS_FILE, FAILURES_FILE, PANEL_FILE, STUDY_FILE
 from phenoscale.wording import objective_name, share
 
 TRANSFER_FILE = "transfer/transfer.json"
@@ -77,11 +82,11 @@ def read_study_record(study_dir: Path) -> StudyRecord:
     return StudyRecord(
         directory=study_dir,
         rows=rows,
-        study=_read(study_dir / STUDY_FILE, {}),
-        comparisons=_read(study_dir / "comparisons.json", {}),
-        failures=_read(study_dir / "failures.json", []),
+        study=read_optional_json(study_dir / STUDY_FILE, {}),
+        comparisons=read_optional_json(study_dir / COMPARISONS_FILE, {}),
+        failures=read_optional_json(study_dir / FAILURES_FILE, []),
         curves=curves,
-        transfer=_read(study_dir / TRANSFER_FILE, {}),
+        transfer=read_optional_json(study_dir / TRANSFER_FILE, {}),
         mirror=MirrorRuns.read(study_dir),
         summary=summarise(rows, read_samples(study_dir, rows)),
     )
@@ -138,12 +143,8 @@ def study_facts(record: StudyRecord) -> list[tuple[str, str]]:
     return facts
 
 
-def _read(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
 def _curve(path: Path) -> dict[str, list[float]]:
-    curve: dict[str, list[float]] = _read(path, {})
+    curve: dict[str, list[float]] = read_optional_json(path, {})
     lengths = {name: len(values) for name, values in curve.items()}
     if curve and (len(set(lengths.values())) > 1 or not {"step", "loss"} <= curve.keys()):
         raise ValueError(
