@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -85,6 +86,10 @@ class Gradient:
         self._device, self._precision = device, precision
         self._last_bucket = _Moment(device)
         self._wrapped = wrap(model, device, placement, strategy)
+        # DDP's nodes of the graph find it by one weak reference that they share. A collection of
+        # garbage in another thread (crops, checkpoints), while this one is in torch without the
+        # GIL, can take such a node and what it holds for dead, and clears it: so it is held here.
+        self._reference = weakref.ref(self._wrapped)
         if isinstance(self._wrapped, DistributedDataParallel):
             self._wrapped.register_comm_hook(self._last_bucket, _timed_allreduce)
         self._wrapped.train()

@@ -19,8 +19,8 @@ from phenoscale.checkpoint import Checkpoints
 from phenoscale.config import Trial
 from phenoscale.guard import NonFiniteError
 from phenoscale.layout import layout_of
-from phenoscale.parallel import agreed, gathered, sum_over_workers
-from phenoscale.train import train
+from phenoscale.parallel import Gradient, agreed, gathered, sum_over_workers
+from phenoscale.train import random_draws, train
 from tests.tiny import (
     STEPS,
     TINY,
@@ -81,6 +81,7 @@ def worker(rank: int, folder: Path) -> None:
         "total": total,
         "numbers": gathered(rank),
         "first": agreed(lambda: rank),
+        "one_reference": its_graph_holds_the_held_reference(rank),
         "non_finite": told_of_a_loss_that_is_no_number(rank),
         "stalled": told_of_a_worker_that_does_not_come(rank),
     }
@@ -114,6 +115,17 @@ def train_share(name: str, trial: Trial, rank: int, folder: Path) -> list[float]
             json.dumps(done.record.curve.communication_s)
         )
     return done.record.curve.loss
+
+
+def its_graph_holds_the_held_reference(rank: int) -> bool:
+    """Where DDP looks for unused parameters, its node of the graph finds it by a weak reference."""
+    trial = TRIALS["subsets"]
+    model = tiny_model(trial)
+    gradient = Gradient(model, torch.device("cpu"), trial.placement)
+    batch = next(tiny_batches(trial, rank, WORLD)(0, 1))
+    crops, labels = torch.as_tensor(batch["crops"]), torch.as_tensor(batch["labels"])
+    loss = gradient._wrapped(crops, labels, random_draws(trial, 0, model)[: len(crops)])
+    return loss.grad_fn.ddp_weakref is gradient._reference
 
 
 def told_of_a_loss_that_is_no_number(rank: int) -> dict:
@@ -210,6 +222,10 @@ def test_workers_speak_of_the_same(folder: Path):
     for rank in range(WORLD):
         assert (told(folder, rank)["total"], told(folder, rank)["numbers"]) == (3.0, [0, 1])
         assert told(folder, rank)["first"] == 0
+
+
+def test_no_collection_of_garbage_can_cut_a_graph_from_its_model(folder: Path):
+    assert all(told(folder, rank)["one_reference"] for rank in range(WORLD))
 
 
 def test_a_process_alone_speaks_for_itself():
