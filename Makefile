@@ -28,8 +28,9 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The tests of a file share what they set up, so a process takes whole files, long ones first.
 unit: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every kind of model under every combination of strategy, precision and options; some minutes.
 test-matrix: install

@@ -22,6 +22,15 @@ settings.load_profile("phenoscale")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONG = ("test_study.py", "test_pack.py", "test_stream.py", "test_ddp.py")
+"""Files that take more than half a minute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that of two processes none is left waiting for the other's last file."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real data sets: $PHENOSCALE_DATA, or shared/data beside the checkout."""
