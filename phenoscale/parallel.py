@@ -86,11 +86,12 @@ class Gradient:
         self._device, self._precision = device, precision
         self._last_bucket = _Moment(device)
         self._wrapped = wrap(model, device, placement, strategy)
-        # DDP's nodes of the graph find it by one weak reference that they share. A collection of
-        # garbage in another thread (crops, checkpoints), while this one is in torch without the
-        # GIL, can take such a node and what it holds for dead, and clears it: so it is held here.
-        self._reference = weakref.ref(self._wrapped)
         if isinstance(self._wrapped, DistributedDataParallel):
+            # Its nodes of the graph find it by one weak reference that they share. A collection of
+            # garbage in another thread (crops, checkpoints), while this one is in torch without
+            # the GIL, can take such a node and what it holds for dead, and clears the reference:
+            # so it is held here.
+            self._reference = weakref.ref(self._wrapped)
             self._wrapped.register_comm_hook(self._last_bucket, _timed_allreduce)
         self._wrapped.train()
 

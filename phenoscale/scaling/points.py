@@ -94,6 +94,26 @@ class Points:
         )
 
 
+def check_comparable(rows: Sequence[ResultsRow], *, whose: str, advice: str) -> None:
+    """Refuses rows whose scores nothing may join.
+
+    Args:
+        rows: any.
+        whose: the subject of the message.
+        advice: what to do, a sentence.
+
+    Raises:
+        ValueError: if the rows are of two metrics, protocols or screens.
+    """
+    for name in COMPARABLE:
+        found = sorted({str(getattr(row, name)) for row in rows})
+        if len(found) > 1:
+            raise ValueError(
+                f"{whose} have {len(found)} values of {name} ({', '.join(found)}), so their "
+                f"scores are not comparable. {advice}"
+            )
+
+
 def points_of(
     rows: Sequence[ResultsRow], samples: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Points]:
@@ -109,12 +129,7 @@ def points_of(
         ValueError: if rows of two metrics, protocols or screens are mixed, which no fit may join.
     """
     trained = [row for row in rows if not row.is_baseline]
-    for name in COMPARABLE:
-        if len(found := sorted({str(getattr(row, name)) for row in trained})) > 1:
-            raise ValueError(
-                f"The rows have {len(found)} values of {name} ({', '.join(found)}), so their "
-                "scores are not comparable. Fit each by itself."
-            )
+    check_comparable(trained, whose="The rows", advice="Fit each by itself.")
     points = {}
     for objective in sorted({row.objective for row in trained}):
         mine: dict[tuple[object, ...], ResultsRow] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from phenoscale.maps.interval import COVERAGE, Interval, checked_rounds, percentile_interval
 from phenoscale.scaling.laws import fit_law
 from phenoscale.scaling.noise import beyond_residuals, gene_shifts, scored_over
-from phenoscale.scaling.points import AXES, COMPARABLE, TUNED_SOURCES, Points
+from phenoscale.scaling.points import AXES, TUNED_SOURCES, Points, check_comparable
 from phenoscale.wording import objective_name
 
 _LEAST_SHARED = 3
@@ -159,14 +159,11 @@ def slope_difference(
 def _check(a: Points, b: Points, axis: str) -> None:
     if axis not in AXES:
         raise ValueError(f"axis is {axis!r}; scores are drawn against one of {', '.join(AXES)}.")
-    for name in COMPARABLE:
-        found = sorted({str(getattr(row, name)) for row in (*a.rows, *b.rows)})
-        if len(found) > 1:
-            raise ValueError(
-                f"{objective_name(a.objective)} and {objective_name(b.objective)} have "
-                f"{len(found)} values of {name} ({', '.join(found)}), so their scores are not "
-                "comparable. Compare objectives of one study."
-            )
+    check_comparable(
+        (*a.rows, *b.rows),
+        whose=f"{objective_name(a.objective)} and {objective_name(b.objective)}",
+        advice="Compare objectives of one study.",
+    )
 
 
 def _matched(a: Points, b: Points) -> tuple[Points, Points, int]:
