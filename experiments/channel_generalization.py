@@ -27,6 +27,7 @@ import typer
 from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.config import Objective, Optim, Study, Trial
+from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
     from phenoscale.screens.simulated.planted import ScreenSpec
@@ -105,9 +106,12 @@ def transfers(study: Study, encoders: Path, stains: tuple[str, ...]) -> list[Tra
 
 def main(
     seed: Annotated[int, typer.Option(help="Seed of screens and study.")] = 0,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Trains on one screen, embeds another, and compares what is recalled there."""
@@ -115,18 +119,18 @@ def main(
     if dry_run:
         typer.echo(grid.simulated_bill(study, seed))
         return
+    with clear_errors():
+        folder = grid.own_folder(storage, "the encoders are exported and scored on this machine")
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
     command = f"python -m experiments.channel_generalization --seed {seed}"
-    if code := grid.run_simulated(study, seed, storage, command, tracking_uri, address):
+    if code := grid.run_simulated(study, seed, storage, command, tracking_uri, address, limits):
         raise typer.Exit(code)
 
-    from rich.console import Console
-
     from phenoscale.screens.simulated.cells import CHANNELS
-    from phenoscale.screens.simulated.prepare import simulated_screen
     from phenoscale.study_files import StudyFiles
 
-    screens, study_dir = storage.resolve() / "screens", storage.resolve() / study.name
-    other = simulated_screen(other_screen(seed), screens / f"other-lab-seed{seed}", Console())
+    study_dir = folder / study.name
+    other = Path(grid.prepared_screen(other_screen(seed), storage, f"other-lab-seed{seed}"))
     there = StudyFiles(
         study_dir=study_dir / "transfer",
         index=other / "index.parquet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +13,19 @@ import typer
 from phenoscale.bill import ScreenSize, bill_text
 from phenoscale.config import Crops, Objective, Optim, Placement, Study, Trial
 from phenoscale.rates import TUNED
+from phenoscale.study_files import StudyFiles, in_folder, located, working_copy
+from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
     from phenoscale.screens.index import ScreenIndex
     from phenoscale.screens.simulated.planted import ScreenSpec
-    from phenoscale.study_files import StudyFiles
-
 # Of the simulated screen, without training: crops are two cells wide, and patches of 8 px finer
 # than an organelle.
 SIMULATED = Crops(size_px=64, passes=0, global_batch_size=64, held_out=("batch3/plate2",))
 SITE_PX = 256  # side of its sites
 
-Storage = Annotated[Path, typer.Option(help="Folder for screens and studies.")]
+Storage = Annotated[str, typer.Option(help="Folder for screens and studies, or a URL of one.")]
+STORAGE = "runs"
 TrackingUri = Annotated[
     str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
 ]
@@ -38,7 +40,35 @@ Relationships = Annotated[
         "scores."
     ),
 ]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most trials at a time; by default as many as there is room for."),
+]
+MaxGpuHours = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Start no trial that would take the study beyond these GPU-hours, earlier runs and "
+        "baselines included. A worker without a GPU counts as one: worker-hours.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a study in this storage, or say that there is none."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the bill and stop.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How far a run of a study may go."""
+
+    at_once: int | None = None
+    """Most trials at a time; None for as many as there is room for."""
+    max_gpu_hours: float | None = None
+    """GPU-hours beyond which no trial starts; None for no limit."""
+    resume: bool = False
+    """Whether there must be a study to go on with."""
 
 
 def trained(
@@ -88,16 +118,18 @@ def baseline(objective: str, backbone: str, crops: Crops, *, seed: int = 0) -> T
 
 
 def databases(given: Sequence[str]) -> tuple[str, ...]:
-    """Known relationships as a study reads them: paths, absolute, and names of public databases."""
+    """Known relationships as a study reads them: absolute paths, URLs, names of databases."""
     from phenoscale.maps.relationships import PUBLIC_DATABASES
 
     public = {"public": PUBLIC_DATABASES} | {name: (name,) for name in PUBLIC_DATABASES}
-    return tuple(one for text in given for one in public.get(text, (str(Path(text).resolve()),)))
+    return tuple(one for text in given for one in public.get(text, (str(located(text)),)))
 
 
 def without_paths(given: Sequence[str]) -> list[str]:
     """The same as they stand in the command of a report, which names nobody's folders."""
-    return ["FILE" if Path(one).is_absolute() else one for one in databases(given)]
+    from phenoscale.maps.relationships import PUBLIC_DATABASES
+
+    return [one if one in PUBLIC_DATABASES else "FILE" for one in databases(given)]
 
 
 def screen_size(index: ScreenIndex, held_out: tuple[str, ...]) -> ScreenSize:
@@ -133,10 +165,11 @@ def simulated_size(spec: ScreenSpec) -> ScreenSize:
 def run_simulated(
     study: Study,
     seed: int,
-    storage: Path,
+    storage: str,
     command: str,
     tracking_uri: str | None,
     address: str | None,
+    limits: Limits = Limits(),
     site_px: int = SITE_PX,
 ) -> int:
     """Simulates the screen of a seed, or finds it in `storage`, and runs a study on it.
@@ -144,23 +177,59 @@ def run_simulated(
     Returns:
         Its exit code.
     """
-    from rich.console import Console
-
+    from phenoscale.on_ray.job import check_lasting
     from phenoscale.screens.simulated.planted import ScreenSpec
-    from phenoscale.screens.simulated.prepare import simulated_screen
-    from phenoscale.study_files import StudyFiles
 
     spec = ScreenSpec(seed=seed, size_px=site_px)
     name = f"simulated-seed{seed}" + ("" if site_px == SITE_PX else f"-{site_px}px")
-    screen = simulated_screen(spec, storage.resolve() / "screens" / name, Console())
-    files = StudyFiles(
-        study_dir=storage.resolve() / study.name,
-        index=screen / "index.parquet",
-        relationships=tuple(str(screen / f"{name}.csv") for name in ("complexes", "opposed")),
-        latents=screen / "latents.parquet",
+    with clear_errors():
+        check_lasting(storage)  # this and the next before minutes go into a screen
+        if limits.resume:
+            _check_begun(StudyFiles.at(storage, study.name, index=""))
+        screen = prepared_screen(spec, storage, name)
+    files = StudyFiles.at(
+        storage,
+        study.name,
+        index=located(in_folder(screen, "index.parquet")),
+        relationships=tuple(in_folder(screen, f"{one}.csv") for one in ("complexes", "opposed")),
+        latents=located(in_folder(screen, "latents.parquet")),
     )
     size, facts = simulated_size(spec), {"seed": seed}
-    return run(study, files, size, command, tracking_uri, address, facts)
+    return run(study, files, size, command, tracking_uri, address, limits, facts)
+
+
+def _check_begun(files: StudyFiles) -> None:
+    from phenoscale.description import check_resumable
+    from phenoscale.study_storage import pull_study
+
+    pull_study(files)
+    check_resumable(files)
+
+
+def prepared_screen(spec: ScreenSpec, storage: str, name: str) -> str:
+    """Simulates a screen into `storage`, or finds it there; its folder or URL."""
+    from rich.console import Console
+
+    from phenoscale.screens.simulated.prepare import simulated_screen, uploaded_screen
+
+    screen = in_folder(str(located(storage)), f"screens/{name}")
+    if "://" in screen:
+        uploaded_screen(spec, screen, working_copy(screen, "screens"), Console())
+    else:
+        simulated_screen(spec, Path(screen), Console())
+    return screen
+
+
+def own_folder(storage: str, why: str) -> Path:
+    """A folder that studies are written to, where a URL will not do.
+
+    Raises:
+        ValueError: for a URL.
+    """
+    place = located(storage)
+    if isinstance(place, str):
+        raise ValueError(f"--storage is a URL, but {why}. Give a folder that all nodes see.")
+    return place
 
 
 def simulated_bill(study: Study, seed: int, site_px: int = SITE_PX) -> str:
@@ -177,20 +246,25 @@ def run(
     command: str,
     tracking_uri: str | None,
     address: str | None,
+    limits: Limits = Limits(),
     facts: dict[str, Any] | None = None,
 ) -> int:
     """Runs a study in this terminal and returns its exit code; `facts` go into its report."""
     from rich.console import Console
 
+    from phenoscale.on_ray.job import check_lasting
     from phenoscale.on_ray.study import run_study
 
-    return run_study(
-        study,
-        files,
-        size,
-        command=command,
-        console=Console(),
-        tracking_uri=tracking_uri,
-        address=address,
-        facts=facts,
-    )
+    with clear_errors():  # a cluster without room, a study that is not there: one line each
+        check_lasting(files.storage or str(files.study_dir))
+        return run_study(
+            study,
+            files,
+            size,
+            command=command,
+            console=Console(),
+            tracking_uri=tracking_uri,
+            address=address,
+            facts=facts,
+            **dataclasses.asdict(limits),
+        )

@@ -14,7 +14,6 @@ was bracketed, so what compares the two says so. An hour on two cores.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,9 +74,12 @@ def _trained(objective: str, backbone: str, fraction: float, seed: int) -> Trial
 def main(
     seed: Annotated[int, typer.Option(help="Seed of the screen.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each configuration.")] = NUM_SEEDS,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Simulates the screen, runs the study on it and writes its report."""
@@ -85,8 +87,11 @@ def main(
     if dry_run:
         typer.echo(grid.simulated_bill(study, seed))
         return
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
     command = f"python -m experiments.laptop_study --seed {seed} --seeds {seeds}"
-    raise typer.Exit(grid.run_simulated(study, seed, storage, command, tracking_uri, address))
+    raise typer.Exit(
+        grid.run_simulated(study, seed, storage, command, tracking_uri, address, limits)
+    )
 
 
 if __name__ == "__main__":

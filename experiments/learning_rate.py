@@ -23,7 +23,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -33,6 +32,7 @@ from experiments import grid
 from phenoscale.backbones import vision_transformer
 from phenoscale.config import Study
 from phenoscale.results import ResultsRow, read_rows, write_json
+from phenoscale.study_files import in_folder, located
 from phenoscale.terminal import clear_errors
 
 BACKBONES = ("pico/8", "nano/8", "micro/8")  # 16, 32 and 48 values wide
@@ -223,9 +223,12 @@ def main(
     objective: Annotated[
         list[str] | None, typer.Option(help="mae, wsl or ca_mae; repeat for more.")
     ] = None,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Sweeps the rates, and prints and writes the best one of each size."""
@@ -236,10 +239,13 @@ def main(
         return
     words = ["python -m experiments.learning_rate", f"--seed {seed}", f"--seeds {seeds}"]
     command = " ".join(words + [f"--objective {name}" for name in objective or []])
-    code = grid.run_simulated(study, seed, storage, command, tracking_uri, address, SITE_PX)
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
+    code = grid.run_simulated(study, seed, storage, command, tracking_uri, address, limits, SITE_PX)
 
-    study_dir = storage.resolve() / study.name
+    from phenoscale.study_storage import local_copy
+
     with clear_errors():
+        study_dir = local_copy(in_folder(str(located(storage)), study.name))
         found = best_rates(read_rows(study_dir))
     trends = slopes(found)
     typer.echo("\n".join(table(found, trends)))

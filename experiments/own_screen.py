@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +25,7 @@ from experiments import grid
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import bill_text
 from phenoscale.config import RANDOM_WEIGHTS, Crops, Study, Trial, untrained_of
+from phenoscale.study_files import StudyFiles, located
 from phenoscale.terminal import clear_errors
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def without_path(text: str) -> str:
 
 
 def main(
-    index: Annotated[Path, typer.Argument(help="Index of the screen.")],
+    index: Annotated[str, typer.Argument(help="Index of the screen, a path or a URL.")],
     name: Annotated[str, typer.Option(help="Name of the study.")] = "own-screen",
     held_out: Annotated[
         list[str] | None, typer.Option(help="Plate (batch/plate) or batch; repeat for more.")
@@ -165,16 +165,19 @@ def main(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Runs the study on an indexed screen and writes its report."""
     from phenoscale.screens.index import ScreenIndex
 
     with clear_errors():
-        screen = ScreenIndex.open(index.resolve())
+        screen = ScreenIndex.open(located(index))
         out = tuple(held_out) if held_out else held_out_plates(screen)
         crops = Crops(
             size_px=crop_px,
@@ -199,11 +202,10 @@ def main(
         typer.echo("\n".join(bill_text(study, size)))
         return
 
-    from phenoscale.study_files import StudyFiles
-
-    files = StudyFiles(
-        study_dir=storage.resolve() / study.name,
-        index=index.resolve(),
+    files = StudyFiles.at(
+        storage,
+        study.name,
+        index=located(index),
         relationships=grid.databases(relationships or []),
     )
     options: dict[str, list[object]] = {
@@ -222,7 +224,8 @@ def main(
     words = [str(w) for key, values in options.items() for v in values for w in (f"--{key}", v)]
     words += ["--every-block"] * every_block
     command = f"python -m experiments.own_screen INDEX {shlex.join(words)}"
-    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address))
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
+    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address, limits))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from phenoscale import flops, gpus, zoo
 from phenoscale.backbones import NO_BACKBONE
 from phenoscale.bill import A100_FLOPS, UTILIZATION, ScreenSize, bill, bill_text
 from phenoscale.config import Crops, Optim, Placement, Study, Trial, untrained_of
+from phenoscale.study_files import StudyFiles, located
 from phenoscale.terminal import clear_errors
 
 CROPS_PER_GPU = 128  # 16,384 on 128 A100s; 2,048 on the 16 of CA-MAE-S/16
@@ -237,20 +238,24 @@ def command(paper: Paper) -> Callable[..., None]:
         ] = None,
         relationships: grid.Relationships = None,
         seed: Annotated[int, typer.Option(help="Seed of the laptop's screen and study.")] = 0,
-        storage: grid.Storage = Path("runs"),
+        storage: grid.Storage = grid.STORAGE,
         tracking_uri: grid.TrackingUri = None,
         address: grid.Address = None,
+        at_once: grid.AtOnce = None,
+        max_gpu_hours: grid.MaxGpuHours = None,
+        resume: grid.Resume = False,
         dry_run: grid.DryRun = False,
     ) -> None:
         """Prints the bill, or trains on a laptop's screen or on the data sets that are given."""
         words = f"python -m experiments.{paper.name}"
+        limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
         if scale == "laptop":
             study = laptop_study(paper, seed)
             words += f" --scale laptop --seed {seed}"
             if dry_run:
                 typer.echo(grid.simulated_bill(study, seed))
                 return
-            code = grid.run_simulated(study, seed, storage, words, tracking_uri, address)
+            code = grid.run_simulated(study, seed, storage, words, tracking_uri, address, limits)
             raise typer.Exit(code)
         with clear_errors():
             given = dict(_given(text) for text in index or [])
@@ -258,31 +263,29 @@ def command(paper: Paper) -> Callable[..., None]:
             typer.echo("\n".join(paper.bill()))
             return
 
-        from phenoscale.study_files import StudyFiles
-
         known = grid.databases(relationships or [])
         words += "".join(f" --relationships {w}" for w in grid.without_paths(relationships or []))
         codes = []
         for name, path in given.items():
             study, size = _on_index(paper, name, path, recall=bool(known))
-            files = StudyFiles(
-                study_dir=storage.resolve() / study.name, index=path, relationships=known
-            )
+            files = StudyFiles.at(storage, study.name, index=path, relationships=known)
             told = f"{words} --index {name}=INDEX"
-            codes.append(grid.run(study, files, size, told, tracking_uri, address))
+            codes.append(grid.run(study, files, size, told, tracking_uri, address, limits))
         raise typer.Exit(max(codes))
 
     return main
 
 
-def _given(text: str) -> tuple[str, Path]:
+def _given(text: str) -> tuple[str, Path | str]:
     name, _, path = text.partition("=")
     if name not in DATASETS or not path:
         raise ValueError(f"--index is {text!r}; give DATASET=INDEX, of {', '.join(DATASETS)}.")
-    return name, Path(path).resolve()
+    return name, located(path)
 
 
-def _on_index(paper: Paper, dataset: str, path: Path, *, recall: bool) -> tuple[Study, ScreenSize]:
+def _on_index(
+    paper: Paper, dataset: str, path: Path | str, *, recall: bool
+) -> tuple[Study, ScreenSize]:
     """The rows of a data set and the counts of its index, once their bill can be paid."""
     from phenoscale.screens.index import ScreenIndex
 

@@ -14,7 +14,6 @@ anything is trained.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,9 +84,12 @@ def build_study(seed: int = 0) -> Study:
 
 def main(
     seed: Annotated[int, typer.Option(help="Seed of screen and study.")] = 0,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Simulates a screen, runs the study on it and writes its report."""
@@ -95,8 +97,11 @@ def main(
     if dry_run:
         typer.echo(grid.simulated_bill(study, seed))
         return
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
     command = f"python -m experiments.quickstart --seed {seed}"
-    raise typer.Exit(grid.run_simulated(study, seed, storage, command, tracking_uri, address))
+    raise typer.Exit(
+        grid.run_simulated(study, seed, storage, command, tracking_uri, address, limits)
+    )
 
 
 if __name__ == "__main__":

@@ -125,13 +125,17 @@ def write_index(cells: list[dict[str, str]], data: Path, out: Path) -> Path:
 def main(
     data: Annotated[Path, typer.Argument(help=f"Folder that holds {FOLDER}/.")],
     seed: Annotated[int, typer.Option(help="Seed of the study.")] = 0,
-    storage: grid.Storage = Path("runs"),
+    storage: grid.Storage = grid.STORAGE,
     tracking_uri: grid.TrackingUri = None,
     address: grid.Address = None,
+    at_once: grid.AtOnce = None,
+    max_gpu_hours: grid.MaxGpuHours = None,
+    resume: grid.Resume = False,
     dry_run: grid.DryRun = False,
 ) -> None:
     """Indexes the nuclei, runs the study on them and writes its report."""
     with clear_errors():
+        folder = grid.own_folder(storage, "the images and their index lie on this machine")
         cells = read_cells(data)
     held_out = held_out_plates(list({f"mitocheck/{cell['plate']}" for cell in cells}))
     study = build_study(seed, held_out)
@@ -151,11 +155,12 @@ def main(
 
     from phenoscale.study_files import StudyFiles
 
-    study_dir = storage.resolve() / study.name
+    study_dir = folder / study.name
     index = write_index(cells, data.resolve(), study_dir / "index.parquet")
     files = StudyFiles(study_dir=study_dir, index=index)
+    limits = grid.Limits(at_once=at_once, max_gpu_hours=max_gpu_hours, resume=resume)
     command = f"python -m experiments.real_images DATA --seed {seed}"
-    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address))
+    raise typer.Exit(grid.run(study, files, size, command, tracking_uri, address, limits))
 
 
 if __name__ == "__main__":

@@ -23,13 +23,17 @@ import ray
 from ray.cluster_utils import Cluster
 
 from experiments import grid
-from phenoscale.config import Crops, Placement, Trial
+from phenoscale.backbones import NO_BACKBONE
+from phenoscale.compare import result_of
+from phenoscale.config import Crops, Placement, Study, Trial
 from phenoscale.fit import checkpoints_of, fit_here, write_trial
 from phenoscale.on_ray import train as on_ray_train
 from phenoscale.on_ray.start import start_ray
+from phenoscale.on_ray.study import INTERRUPTED
 from phenoscale.record import Record
-from phenoscale.results import read_row
+from phenoscale.results import ROW_FILE, read_row, read_rows
 from phenoscale.screens.index import ScreenIndex
+from phenoscale.status import read_status
 from phenoscale.study_files import StudyFiles
 
 CROPS = Crops(size_px=32, passes=300, global_batch_size=32, held_out=("batch2/plate2",))
@@ -188,40 +192,72 @@ def test_a_node_that_says_it_will_go(
 
 
 STUDY = """
-import io, sys
+import sys
 from pathlib import Path
 from rich.console import Console
 from phenoscale.bill import ScreenSize
-from phenoscale.config import Study
 from phenoscale.on_ray.study import run_study
 from phenoscale.study_files import StudyFiles
-from tests.chaos_ray import trial_of
-index, relationships, out = map(Path, sys.argv[1:])
+from tests.chaos_ray import study
+index, relationships, out, resume = sys.argv[1:]
 size = ScreenSize(
     wells=108, sites_per_well=2, total_sites=288, channels=6, classes=33, site_px=64
 )
-study = Study(name="lost", question="?", trials=(trial_of(),), bootstrap_rounds=100)
-files = StudyFiles(study_dir=out, index=index, relationships=(str(relationships),))
-sys.exit(run_study(study, files, size, command="none", console=Console(file=io.StringIO())))
+files = StudyFiles(study_dir=Path(out), index=Path(index), relationships=(relationships,))
+told = {"command": "none", "console": Console(width=200), "resume": bool(resume)}
+sys.exit(run_study(study(), files, size, **told))
 """
 
 
-def test_a_lost_driver(screen, undisturbed, tmp_path: Path):
-    """The whole of it: driver, head and workers die; the same command goes on from storage."""
-    trial, files = trial_of(), StudyFiles(study_dir=tmp_path, **screen)
-    words = [str(screen["index"]), str(screen["relationships"]), str(tmp_path)]
-    command = [sys.executable, "-c", STUDY, *words]
-    first = subprocess.Popen(command, start_new_session=True)
-    while steps_kept(trial, files) < 100:
+def study() -> Study:
+    """A trial of 2,000 steps, and one that is done at once."""
+    short = grid.baseline("intensity", NO_BACKBONE, dataclasses.replace(CROPS, passes=0))
+    return Study(name="lost", question="?", trials=(trial_of(), short), bootstrap_rounds=100)
+
+
+def command_of(screen: dict[str, Path], out: Path, *, resume: bool = False) -> list[str]:
+    words = [str(screen["index"]), str(screen["relationships"]), str(out), "yes" * resume]
+    return [sys.executable, "-c", STUDY, *words]
+
+
+def results(out: Path) -> dict[str, dict]:
+    return {row.trial_id: result_of(row) for row in read_rows(out)}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_lost_driver(how: signal.Signals, screen, undisturbed, tmp_path: Path):
+    """Driver, head and workers die, or Ctrl-C ends them: --resume goes on from storage alone."""
+    out, trial, short = tmp_path / "lost", *study().trials
+    files = StudyFiles(study_dir=out, **screen)
+    none = subprocess.run(command_of(screen, out, resume=True), capture_output=True, text=True)
+    assert none.returncode == 1 and "There is no study at" in none.stderr and not out.exists()
+    log = (tmp_path / "log").open("w")
+    first = subprocess.Popen(command_of(screen, out), start_new_session=True, stdout=log)
+    while steps_kept(trial, files) < 100 or not (files.trial_dir(short) / ROW_FILE).exists():
         assert first.poll() is None
         time.sleep(0.1)
     family = psutil.Process(first.pid).children(recursive=True)
-    first.kill()
-    for process in family:
-        process.kill()
-    first.wait()
-    psutil.wait_procs(family, timeout=30)
-    assert subprocess.run(command, timeout=300).returncode == 0
+    first.send_signal(how)
+    if how is signal.SIGKILL:
+        for process in family:
+            process.kill()
+    code = first.wait(60)
+    gone, left = psutil.wait_procs(family, timeout=30)
+    assert not left, "it left processes behind"
+    state = read_status(out).state
+    if how is signal.SIGINT:
+        assert (code, state) == (INTERRUPTED, "interrupted")
+        seen = " ".join((tmp_path / "log").read_text().split())
+        assert "interrupted: 1 of 2 trials are left. The same command with --resume" in seen
+    else:
+        assert state == "running", "nobody was there to say that it is not"
+    again = subprocess.run(
+        command_of(screen, out, resume=True), capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 0 and "1 of 2 trials to run" in again.stdout
     checkpoints = checkpoints_of(trial, files)
     check(checkpoints.record(checkpoints.latest()), undisturbed, exact=True)
     assert read_row(files.trial_dir(trial)).attempts == 2
+    whole = tmp_path / "whole"
+    subprocess.run(command_of(screen, whole), check=True, stdout=log, timeout=300)
+    assert results(out) == results(whole)

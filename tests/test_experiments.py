@@ -1,5 +1,7 @@
 """Experiments: their grids, and the real images' index and split."""
 
+import inspect
+
 import numpy as np
 import pytest
 from typer import Typer
@@ -7,9 +9,12 @@ from typer.testing import CliRunner
 
 from experiments import (
     channel_generalization,
+    cvpr2024,
     grid,
     laptop_study,
+    learning_rate,
     own_screen,
+    papers,
     quickstart,
     real_images,
 )
@@ -80,6 +85,33 @@ def test_a_rate_is_tuned_where_the_sweep_of_its_size_agrees(monkeypatch):
         TUNED, "mae", (TunedRate(lr=8e-3, backbone="nano/8", global_batch_size=32),)
     )
     assert grid.simulated_rate_source("mae", "nano/8", 8e-3) == "given"
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        channel_generalization.main, laptop_study.main, learning_rate.main, own_screen.main,
+        papers.command(cvpr2024.PAPER), quickstart.main, real_images.main,
+    ],
+)  # fmt: skip
+def test_every_experiment_can_be_limited_and_resumed(main):
+    options = inspect.signature(main).parameters
+    assert {"at_once", "max_gpu_hours", "resume"} <= options.keys()
+    app = Typer()
+    app.command()(main)
+    seen = CliRunner().invoke(app, ["--help"], terminal_width=200).output
+    assert all(option in seen for option in ("--at-once", "--max-gpu-hours", "--resume"))
+
+
+@pytest.mark.parametrize("experiment", [quickstart, laptop_study])
+def test_a_study_that_is_not_in_this_storage_is_not_resumed_nor_is_its_screen_made(
+    experiment, tmp_path
+):
+    app = Typer()
+    app.command()(experiment.main)
+    seen = CliRunner().invoke(app, ["--storage", str(tmp_path), "--resume"])
+    assert seen.exit_code == 2 and f"There is no study at {tmp_path}" in seen.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_own_screen_is_held_against_references(tiny_screen, tmp_path):
