@@ -7,6 +7,7 @@ which trains it here or on a worker group.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from phenoscale import flops, parallel, train
 from phenoscale.code_version import code_version
 from phenoscale.config import Study, Trial
 from phenoscale.embed_screen import embed_screen
-from phenoscale.fit import Fitted, Tell, checkpoints_of, write_trial
+from phenoscale.fit import Fitted, Tell, checkpoints_of, write_evidence, write_trial
+from phenoscale.guard import NonFiniteError
 from phenoscale.maps.relationships import load_databases
 from phenoscale.maps.score import Score, score_probe, score_recall
 from phenoscale.models.build import AnyEncoder, build_encoder, build_model
@@ -35,6 +37,7 @@ from phenoscale.screens.cutter import CropCutter
 from phenoscale.screens.index import ScreenIndex
 from phenoscale.screens.opened import BadSiteError, Batch
 from phenoscale.screens.site_reader import SiteReader
+from phenoscale.screens.storage import open_file
 from phenoscale.slot import Slot
 from phenoscale.study_files import (
     BAD_SITES_FILE,
@@ -69,6 +72,9 @@ def run_trial(
         )
     parallel.prepare_process(trial.placement.threads)
     directory = files.trial_dir(trial)
+    if files.storage is not None:
+        # What an earlier study at this URL left on this node would be pushed as this trial's.
+        shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     index = ScreenIndex.open(files.index)
     channels, classes = index.channels, index.num_classes
@@ -79,7 +85,12 @@ def run_trial(
     model_loss: float | None = None
     clock = time.perf_counter()
     if not trial.is_baseline:
-        fitted = fit(trial, files, tell)
+        try:
+            fitted = fit(trial, files, tell)
+        except NonFiniteError as error:
+            # The worker that met it wrote it too, but perhaps on a node that shares no disk.
+            write_evidence(directory, error.evidence, index)
+            raise
         _check_delivery(trial, files, fitted)
         model = build_model(trial, channels=channels, num_classes=classes)
         checkpoints_of(trial, files).load_weights(model)
@@ -297,7 +308,7 @@ def _latents(files: StudyFiles) -> np.ndarray:
         raise ValueError("The oracle needs the true phenotypes: give the path of latents.parquet.")
     key = ["experimental_batch", "plate", "well"]
     sites = ScreenIndex.open(files.index).metadata()[key]
-    latents = pd.read_parquet(files.latents)
+    latents = pd.read_parquet(open_file(files.latents))
     columns = [name for name in latents.columns if name.startswith("latent_")]
     joined = sites.merge(latents[key + columns], on=key, how="left", validate="many_to_one")
     return joined[columns].to_numpy(dtype=np.float64)

@@ -28,20 +28,43 @@ class LocalS3:
 
     def put(self, folder: Path) -> str:
         """Copies a folder and returns its URL, as `Root.of` takes it."""
-        target = f"screens/{next(self._names)}-{folder.name}"
+        url = self.url(folder.name)
         pafs.copy_files(
             str(folder),
-            target,
+            _path(url),
             source_filesystem=pafs.LocalFileSystem(),
             destination_filesystem=self._system,
         )
+        return url
+
+    def url(self, name: str) -> str:
+        """The URL of a folder that is not there yet."""
+        target = f"screens/{next(self._names)}-{name}"
         return f"s3://{target}?endpoint_override={self.endpoint}&region={REGION}"
 
     def write(self, url: str, path: str, data: bytes) -> None:
         """Puts one file into a folder that `put` returned."""
-        folder = url.removeprefix("s3://").partition("?")[0]
-        with self._system.open_output_stream(f"{folder}/{path}") as stream:
+        with self._system.open_output_stream(f"{_path(url)}/{path}") as stream:
             stream.write(data)
+
+    def remove(self, url: str, path: str) -> None:
+        """Removes one file of a folder."""
+        self._system.delete_file(f"{_path(url)}/{path}")
+
+    def files(self, url: str) -> dict[str, tuple[int, int]]:
+        """Size and time, in ns, of all files of a folder, by their path in it."""
+        found = self._system.get_file_info(
+            pafs.FileSelector(_path(url), recursive=True, allow_not_found=True)
+        )
+        return {
+            info.path.removeprefix(f"{_path(url)}/"): (info.size, info.mtime_ns)
+            for info in found
+            if info.type == pafs.FileType.File
+        }
+
+
+def _path(url: str) -> str:
+    return url.removeprefix("s3://").partition("?")[0]
 
 
 @contextmanager

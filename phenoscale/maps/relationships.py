@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from phenoscale.maps.vectors import listed
+from phenoscale.screens.storage import open_file
 
 COLUMNS = ("entity1", "entity2")
 PUBLIC_DATABASES = ("CORUM", "HuMAP", "Reactome", "SIGNOR", "StringDB")
@@ -26,7 +28,7 @@ def load_relationships(path: str | Path) -> pd.DataFrame:
     """Reads a database of relationships.
 
     Args:
-        path: CSV with the header `entity1,entity2`, gene symbols.
+        path: CSV with the header `entity1,entity2`, gene symbols; a path or a URL.
 
     Returns:
         Columns entity1, entity2 (str): unordered pairs, each once, see `unordered_pairs`.
@@ -34,16 +36,10 @@ def load_relationships(path: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: for a missing file, another header, an empty cell, or no pair at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"There is no file of relationships at {path}; give a CSV with the header "
-            f"{','.join(COLUMNS)}, one pair of gene names a row."
-        )
     try:
         # Default NA parsing would read a gene that is called NA or NAN as a missing value.
         table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            _content(path), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -64,11 +60,23 @@ def load_relationships(path: str | Path) -> pd.DataFrame:
     return pairs
 
 
+def _content(path: str | Path) -> BytesIO:
+    try:
+        remote = "://" in str(path)
+        return BytesIO(open_file(path).read() if remote else Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ValueError(
+            f"There is no file of relationships at {path}; give a CSV with the header "
+            f"{','.join(COLUMNS)}, one pair of gene names a row."
+        ) from error
+
+
 def load_databases(given: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
     """Reads several databases of relationships.
 
     Args:
-        given: paths of CSV files, names in `PUBLIC_DATABASES`, or "public" for all of these.
+        given: paths or URLs of CSV files, names in `PUBLIC_DATABASES`, or "public" for all of
+            these.
 
     Returns:
         Name of each (the file's stem, or the database's name) to its pairs, as
@@ -83,12 +91,13 @@ def load_databases(given: Sequence[str | Path]) -> dict[str, pd.DataFrame]:
     ]
     databases: dict[str, pd.DataFrame] = {}
     for item in expanded:
-        path = _public_file(str(item)) if str(item) in PUBLIC_DATABASES else Path(item)
-        if path.stem in databases:
+        path = _public_file(str(item)) if str(item) in PUBLIC_DATABASES else item
+        name = PurePosixPath(str(path).partition("?")[0] if "://" in str(path) else path).stem
+        if name in databases:
             raise ValueError(
-                f"Two databases are called {path.stem}; give each once, under a name of its own."
+                f"Two databases are called {name}; give each once, under a name of its own."
             )
-        databases[path.stem] = load_relationships(path)
+        databases[name] = load_relationships(path)
     return databases
 
 

@@ -341,7 +341,7 @@ def _filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(system)), base.rstrip("/")
 
 
-def _s3(url: str) -> tuple[pafs.FileSystem, str]:
+def _s3(url: str, attempts: int = 1) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     if "anonymous" in options:
@@ -349,22 +349,56 @@ def _s3(url: str) -> tuple[pafs.FileSystem, str]:
     # Retries are ours alone: those of the client would multiply with them.
     system = pafs.S3FileSystem(
         **options, connect_timeout=10, request_timeout=60,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )  # fmt: skip
     return system, f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+
+
+def filesystem_of(url: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URL, and the path in it, which need not exist.
+
+    Args:
+        url: of a folder, without credentials.
+        patient: whether it tries again by itself, for users that do not.
+
+    Raises:
+        ValueError: if the URL holds credentials, or no file system knows it.
+    """
+    _refuse_credentials(url)
+    s3 = patient and urlsplit(url).scheme == "s3"
+    return _s3(url, ATTEMPTS) if s3 else _filesystem(url)
 
 
 def writable_folder(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store of a local folder or URL, and the path in it; the folder need not exist.
 
     Raises:
-        ValueError: if the URL holds credentials, or no file system knows it.
+        ValueError: as `filesystem_of`.
     """
     if "://" not in location:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
-    _refuse_credentials(location)
-    system, base = _filesystem(location)
+    system, base = filesystem_of(location, patient=True)
     return ArrowFSWrapper(system), base
+
+
+def open_file(location: str | os.PathLike[str]) -> pa.NativeFile:
+    """Opens one file, at a path or a URL, for random access.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        RootVanishedError: if the store of a URL does not answer, after bounded retries.
+        ValueError: if the URL holds credentials.
+    """
+    text = os.fspath(location)
+    if "://" not in text:
+        return pa.OSFile(text)
+    _refuse_credentials(text)
+    address, mark, options = text.partition("?")
+    folder, _, name = address.rpartition("/")
+    try:
+        return Root(folder + mark + options).open_input_file(name)
+    except MissingImageError as error:
+        raise _missing(address) from error
 
 
 def _missing(name: str) -> FileNotFoundError:
