@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from phenoscale.memory import return_freed_memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Use:
@@ -34,6 +36,7 @@ class Slot:
         if Slot._free_since is None:
             Slot._free_since = time.time() - _age_s()
         self._start = Slot._free_since
+        return_freed_memory()  # what a trial leaves behind is freed when the next one begins
         self._cpu = time.process_time()
         _reset_peak_memory()
 

@@ -11,6 +11,8 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from phenoscale.config import Crops, Readers
 from phenoscale.crops import Plan
@@ -46,6 +48,15 @@ def assert_same(stream, expected) -> None:
             np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
         count += 1
     assert count > 0
+
+
+def test_the_helpers_of_ray_data_start_where_the_driver_is(cluster: None):
+    """Before any stream: Ray's calls are private, and a new version may have others."""
+    with pytest.raises(ValueError, match="Failed to look up actor"):
+        ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    data.settle_helpers()
+    assert ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    assert ray.get_actor("datasets_stats_actor", namespace="_dataset_stats_actor")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +150,33 @@ def test_segments_cover_the_steps_and_are_bounded(share, per_read, step_bytes, d
         )
 
 
+def test_readers_run_in_their_bundle_of_the_trials_group(cluster: None, tiny_screen: Path):
+    """All CPUs are the group's: a task outside of it would wait for ever."""
+    cpus = ray.cluster_resources()["CPU"]
+    group = placement_group([{"CPU": cpus - 3}, {"CPU": 1}, {"CPU": 2}])
+    ray.get(group.ready())
+    cutter = cutter_of(tiny_screen)
+
+    @ray.remote(num_cpus=1)
+    def trial(world: int) -> list[list[str]]:
+        return [
+            [
+                bytes(batch["group"][0]).decode()
+                for batch in crop_stream(_Telling(cutter), 0, 4, rank, world, Readers(at_once=2))
+            ]
+            for rank in range(1, world)
+        ]
+
+    try:
+        place = PlacementGroupSchedulingStrategy(group, 0)
+        told = ray.get(trial.options(scheduling_strategy=place).remote(2), timeout=60)
+        assert set(sum(told, [])) == {group.id.hex()}
+        # A worker of Ray Train is in a group of workers alone, whose bundles are not the readers'.
+        assert data._bundle(group, rank=0, world=3) is None
+    finally:
+        remove_placement_group(group)
+
+
 def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path, tmp_path: Path):
     """Two nodes on this machine, one for readers: all crops are cut there, a mapped store's too."""
     from ray.cluster_utils import Cluster
@@ -160,13 +198,20 @@ def test_readers_keep_to_the_nodes_that_offer_their_resource(tiny_screen: Path, 
 
 
 class _Telling:
-    """A cutter that tells on which node it cuts."""
+    """A cutter that tells on which node, and in which placement group, it cuts."""
 
     def __init__(self, cutter: CropCutter) -> None:
         self._cutter, self.plan, self.crop_bytes = cutter, cutter.plan, cutter.crop_bytes
+        self.is_mapped = cutter.is_mapped
 
     def blocks(self, first: int, last: int, lanes: range, steps: int):
-        name = np.frombuffer(ray.get_runtime_context().get_node_id().encode(), np.uint8)
+        group = ray.util.get_current_placement_group()
+        told = {
+            "node": ray.get_runtime_context().get_node_id(),
+            "group": group.id.hex() if group else "none",
+        }
         for batch in self._cutter.blocks(first, last, lanes, steps):
-            node = np.broadcast_to(name, (*batch["rows"].shape, len(name))).copy()
-            yield {**batch, "node": node}
+            for name, text in told.items():
+                letters = np.frombuffer(text.encode(), np.uint8)
+                batch[name] = np.broadcast_to(letters, (*batch["rows"].shape, len(text))).copy()
+            yield batch

@@ -10,16 +10,23 @@ do: while its consumer is slower than its readers, Ray Data's executor spins in 
 process and takes half of a core from it (ray 2.60). Within a dataset one task yields many blocks,
 for a task costs as much CPU as moving a hundred crops, and a batch is a view of its block.
 
+The tasks run inside the placement group of their trial, in the bundle that it keeps for them. So
+the trial holds all that it needs from its start, and data never asks a cluster for nodes: left to
+itself, Ray Data does (ray 2.60), for as long as its tasks are busy (ray-project/ray issue 45331).
+
 Pixels that need no decoding are not sent at all: the worker copies them out of a mapped store.
 """
 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import ray.data
+from ray.util.placement_group import PlacementGroup, get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from phenoscale.ahead import ahead
 from phenoscale.config import Readers
@@ -32,6 +39,20 @@ _BLOCK_BYTES = 24 * 2**20  # below glibc's limit for memory that is kept and use
 _SEGMENT_BYTES = 384 * 2**20  # two segments of each stream are in the object store at once
 
 
+def settle_helpers() -> None:
+    """Starts, in the driver, the two actors that Ray Data keeps one of per cluster.
+
+    They stay where they are first asked for, for as long as the cluster lives. Left to the first
+    trial that is its node, which then is never idle and never goes (ray 2.60); a driver's is the
+    head. These calls are Ray's own and private, pinned by a test.
+    """
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.stats import get_or_create_stats_actor
+
+    get_or_create_autoscaling_coordinator()
+    get_or_create_stats_actor()
+
+
 def crop_stream(
     cutter: CropCutter,
     first: int,
@@ -39,18 +60,45 @@ def crop_stream(
     rank: int = 0,
     world: int = 1,
     readers: Readers | None = None,
+    group: PlacementGroup | None = None,
 ) -> Iterator[Batch]:
     """Batches of steps `first` to `last` - 1 for one worker, in order, cut ahead of it.
 
     Ray tasks cut, and send what they cut. A mapped store (`CropCutter.is_mapped`) is cut by threads
     of this process instead, unless `readers` names the nodes that are to do it.
 
+    Args:
+        cutter: of the trial's crops.
+        first: the first step.
+        last: the step to end before.
+        rank: of the worker.
+        world: number of workers.
+        readers: who cuts; one task by default.
+        group: the trial's placement group, whose bundle 1 + `rank` the tasks run in. By default the
+            one that this process is in. Where there is none, Ray runs them wherever it likes.
+
     Yields:
         As `CropCutter.stream`; views that must not be written to.
     """
     lanes, readers = cutter.plan.lanes(rank, world), readers or Readers()
     here = readers.resource is None and cutter.is_mapped
-    yield from (cut_by_threads if here else cut_by_tasks)(cutter, first, last, lanes, readers)
+    if here:
+        yield from cut_by_threads(cutter, first, last, lanes, readers)
+        return
+    bundle = _bundle(group or get_current_placement_group(), rank, world)
+    yield from cut_by_tasks(cutter, first, last, lanes, readers, bundle)
+
+
+def _bundle(
+    group: PlacementGroup | None, rank: int, world: int
+) -> PlacementGroupSchedulingStrategy | None:
+    """The readers' bundle of one worker, where the group is a trial's.
+
+    A worker of Ray Train is in a group too, its own, which has no bundle beyond the workers'.
+    """
+    if group is None or group.bundle_count <= world:
+        return None
+    return PlacementGroupSchedulingStrategy(group, 1 + rank)
 
 
 def cut_by_threads(
@@ -71,12 +119,17 @@ def cut_by_threads(
 
 
 def cut_by_tasks(
-    cutter: CropCutter, first: int, last: int, lanes: range, readers: Readers
+    cutter: CropCutter,
+    first: int,
+    last: int,
+    lanes: range,
+    readers: Readers,
+    bundle: PlacementGroupSchedulingStrategy | None = None,
 ) -> Iterator[Batch]:
     """The batches of `crop_stream`, cut by `readers.at_once` tasks of Ray Data and sent here."""
 
     def cut(segment: list[tuple[int, int]]) -> list[Batch]:
-        return _cut_in_tasks(cutter, lanes, segment, readers)
+        return _cut_in_tasks(cutter, lanes, segment, readers, bundle)
 
     segments = _segments(cutter.plan, first, last, len(lanes) * cutter.crop_bytes)
     yield from _steps_of(ahead(cut, segments, 1, spare=0))
@@ -110,7 +163,11 @@ def _block_steps(step_bytes: int) -> int:
 
 
 def _cut_in_tasks(
-    cutter: CropCutter, lanes: range, segment: list[tuple[int, int]], readers: Readers
+    cutter: CropCutter,
+    lanes: range,
+    segment: list[tuple[int, int]],
+    readers: Readers,
+    bundle: PlacementGroupSchedulingStrategy | None,
 ) -> list[Batch]:
     """The crops of a segment, some steps to a block: views of the object store."""
     tasks = min(readers.at_once, len(segment))
@@ -125,16 +182,28 @@ def _cut_in_tasks(
             for block in cutter.blocks(begin, end, lanes, steps):
                 yield {name: x[None] for name, x in block.items()}  # one row
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
-        cut,
-        batch_size=1,
-        num_cpus=READER_CPUS,
-        concurrency=tasks,
-        **({"resources": {readers.resource: READER_CPUS}} if readers.resource else {}),
-    )
+    with ray.data.DataContext.current(_context(bundle)):
+        dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+            cut,
+            batch_size=1,
+            num_cpus=READER_CPUS,
+            concurrency=tasks,
+            **({"resources": {readers.resource: READER_CPUS}} if readers.resource else {}),
+        )
     dataset.context.execution_options.preserve_order = True
     dataset.context.target_max_block_size = 1  # so that every row is a block of its own
     rows = dataset.iter_batches(batch_size=None, prefetch_batches=0)
     return [{name: x[0] for name, x in row.items()} for row in rows]
+
+
+def _context(bundle: PlacementGroupSchedulingStrategy | None) -> ray.data.DataContext:
+    """Settings of Ray Data whose tasks, all of them, run in the bundle."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    if bundle is not None:
+        # Both, for then Ray Data takes the group as what there is, and asks for no more.
+        with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
+            context.scheduling_strategy = bundle
+            context.scheduling_strategy_large_args = bundle
+    return context

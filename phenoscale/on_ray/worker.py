@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import ray.train
-import ray.train.torch
 import torch
 
 from phenoscale import parallel
@@ -23,7 +22,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
     trial, files = Trial.from_dict(config["trial"]), config["files"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    device = _device(trial)
     parallel.prepare_process(trial.placement.threads)
 
     def report(progress: dict[str, Any]) -> None:
@@ -34,7 +33,7 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
             trial,
             files,
             lambda cutter, first, last: crop_stream(
-                cutter, first, last, rank, world, trial.placement.readers
+                cutter, first, last, rank, world, trial.placement.readers, config["group"]
             ),
             report,
             rank=rank,
@@ -67,3 +66,12 @@ def train_as_worker(config: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_gib": max(one["peak_memory_gib"] for one in everyone),
         "peak_gpu_memory_gib": max(one["peak_gpu_memory_gib"] for one in everyone),
     }
+
+
+def _device(trial: Trial) -> torch.device:
+    """Where this worker trains: on the GPU that Ray gave it, or on the CPU."""
+    if not trial.placement.gpu:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # half a second that a CPU worker does not need
+
+    return get_device()
