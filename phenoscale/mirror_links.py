@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from phenoscale.mirror_view import view_fragment
 from phenoscale.results import write_json
 
 RUNS_FILE = "mlflow.json"
@@ -44,14 +45,30 @@ class MirrorRuns:
 
     def link(self, run_id: str) -> str:
         """The page of one run."""
-        base = LOCAL_PAGE
+        return f"{self._base(LOCAL_PAGE)}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    def view(self, local_page: str = LOCAL_PAGE) -> str:
+        """The page of the study's saved view."""
+        return f"{self._base(local_page)}/{view_fragment(self.experiment_id)}"
+
+    def _base(self, base: str) -> str:
         if self.has_server:
             parts = urlsplit(self.tracking_uri)
             host = parts.netloc.rpartition("@")[2]  # the user's name is nobody else's
             base = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return base
 
     @property
     def links(self) -> dict[str, str]:
         """Trial id to the page of its run."""
         return {trial_id: self.link(run_id) for trial_id, run_id in self.runs.items()}
+
+
+def ui_page(study_dir: Path, port: int) -> str:
+    """What to open once `phenoscale ui` serves a study: its view, or all there is to choose from.
+
+    A study has a store of its own, whose first experiment it is.
+    """
+    page = f"http://127.0.0.1:{port}"
+    left = MirrorRuns.read(study_dir)
+    return left.view(page) if left and not left.has_server else f"{page}/#/experiments/1/runs"

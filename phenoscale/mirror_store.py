@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import re
+import socket
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 STORE_FILE = "mlflow.db"
 ARTIFACTS_DIR = "mlartifacts"
-PROBE_S = 5
-"""Seconds that a server or a locked store may take for its first answer."""
+CONNECT_S = 5
+"""Seconds until a server that does not accept a connection is taken for gone."""
+LOCK_S = 20
+"""Seconds that a SQLite store may be locked by others, as long as MLflow itself waits."""
 
 
 class MirrorError(RuntimeError):
@@ -60,20 +67,53 @@ def artifact_location(uri: str, study_dir: Path) -> str | None:
     return None
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown: user and password become `***`."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def without_password(text: str) -> str:
+    """A URI, or a text with some, as it may be shown: users, passwords and tokens become `***`."""
+    text = re.sub(r"//[^/\s]*@", "//***@", text)
+    return re.sub(r"(?i)([?&;](?:user|\w*password|\w*token|\w*secret)=)[^&;\s]+", r"\1***", text)
 
 
-def probe_sqlite(uri: str) -> None:
-    """Asks a SQLite store for a write lock, and lets go: MLflow itself would retry for minutes."""
+def probe(uri: str) -> None:
+    """Asks whether the store is there, since MLflow itself would try for minutes.
+
+    A server that accepts a connection may take its time for answers: it has other writers.
+    """
+    if uri.startswith("sqlite:///"):
+        path = _sqlite_file(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=LOCK_S, isolation_level=None)
+        ) as store:
+            store.execute("BEGIN IMMEDIATE")
+            store.execute("ROLLBACK")
+    elif uri.startswith(("http://", "https://")):
+        server = urlsplit(uri)
+        host = server.hostname or ""
+        if server.scheme in getproxies() and not proxy_bypass(host):
+            return  # only the proxy reaches it
+        port = server.port or (443 if server.scheme == "https" else 80)
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+
+
+@contextlib.contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Lets one process at a time open a SQLite store: two that create its tables together fail.
+
+    They wait for one another at the store's folder, on one machine; a server does so itself.
+    """
     if not uri.startswith("sqlite:///"):
+        yield
         return
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(path, timeout=PROBE_S, isolation_level=None)) as store:
-        store.execute("BEGIN IMMEDIATE")
-        store.execute("ROLLBACK")
+    folder = os.open(_sqlite_file(uri).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
 
 
 def ui_command(study_dir_or_uri: Path | str, port: int = 5000) -> list[str]:
@@ -104,4 +144,6 @@ def ui_command(study_dir_or_uri: Path | str, port: int = 5000) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     if artifacts := artifact_location(uri, store.parent):
         command += ["--default-artifact-root", artifacts]
-    return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow's own list of hosts has the private networks too; through a tunnel the port differs.
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [*command, "--allowed-hosts", "localhost,localhost:*,127.0.0.1,127.0.0.1:*"]

@@ -1,4 +1,4 @@
-"""How names and numbers are written for a reader: in sentences, tables and figures."""
+"""How names and numbers stand before a reader: in sentences, tables and figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ OBJECTIVE_NAMES = {
     "intensity": "intensity statistics",
     "oracle": "oracle",
 }
+# Of medium lightness: readable on white and on near-black.
+OBJECTIVE_COLOURS = {
+    "mae": "#3d7fd6",
+    "mae+": "#1f9fb8",
+    "wsl": "#d9822b",
+    "munet": "#2e9e6b",
+    "ca_mae": "#9a63c9",
+    "ca_mae+": "#c2557a",
+    "ca_mae~": "#8a9a2b",
+}
+_OTHER_COLOUR = "#b0683f"
 ALIGNMENT_NAMES = {
     "pca_cs": "PCA-CS",
     "tvn": "TVN",
@@ -35,6 +46,11 @@ def objective_name(objective: str) -> str:
     bare = objective.rstrip("+~")
     name = OBJECTIVE_NAMES.get(bare, bare) + "+" * objective.count("+")
     return name + " on channel subsets" * objective.count("~")
+
+
+def objective_colour(objective: str) -> str:
+    """The colour of an objective, in every figure and in MLflow."""
+    return OBJECTIVE_COLOURS.get(objective, _OTHER_COLOUR)
 
 
 def metric_name(metric: str) -> str:

@@ -60,9 +60,14 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def opened(
-    browser: Browser, path: Path, *, width: int = 1280, height: int = 900, scheme: str = "light"
+    browser: Browser,
+    place: Path | str,
+    *,
+    width: int = 1280,
+    height: int = 900,
+    scheme: str = "light",
 ) -> Iterator[Seen]:
-    """Opens a file at a width in CSS pixels, in a light or a dark scheme."""
+    """Opens a file, or an address, at a width in CSS pixels, in a light or a dark scheme."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         color_scheme=scheme,  # type: ignore[arg-type]
@@ -75,6 +80,6 @@ def opened(
     )
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
-    page.goto(path.as_uri())
+    page.goto(place.as_uri() if isinstance(place, Path) else place)
     yield seen
     context.close()

@@ -15,7 +15,6 @@ from phenoscale.reports.figure_parts import (
     Figure,
     Trace,
     axis,
-    colour_of,
     line,
     log_axis,
     pick,
@@ -23,7 +22,7 @@ from phenoscale.reports.figure_parts import (
     seed_groups,
 )
 from phenoscale.results import ResultsRow
-from phenoscale.wording import law_name, objective_name, share
+from phenoscale.wording import law_name, objective_colour, objective_name, share
 
 if TYPE_CHECKING:
     from phenoscale.scaling.summary import ObjectiveScaling
@@ -49,7 +48,7 @@ def loss_figure(
         name = f"{row.backbone}, {share(row.data_fraction)}{placed}"
         dash = pick(DASHES, backbones.index(row.backbone))
         rank = fractions.index(row.data_fraction)
-        trace = line(name, steps, loss, colour=colour_of(objective), dash=dash) | {
+        trace = line(name, steps, loss, colour=objective_colour(objective), dash=dash) | {
             "text": [row.trial_id] * len(steps),
             "hovertemplate": "%{text}<br>step %{x:.0f}: %{y:.4g}<extra></extra>",
             "hoverinfo": "all",
@@ -75,7 +74,7 @@ def held_out_figure(
     """Loss on the held-out plates by training FLOPs, with its law where it has one."""
     backbones = sorted({row.backbone for row in trained})
     groups = [g for g in seed_groups(trained) if g[0].objective == objective]
-    colour = colour_of(objective)
+    colour = objective_colour(objective)
     data: list[Trace] = []
     for backbone in sorted({group[0].backbone for group in groups}):
         cell = [group for group in groups if group[0].backbone == backbone]

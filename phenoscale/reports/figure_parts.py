@@ -17,25 +17,9 @@ from phenoscale.scaling.points import COMPARABLE, points_of
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
-# Of medium lightness: readable on white and on near-black.
-OBJECTIVE_COLOURS = {
-    "mae": "#3d7fd6",
-    "mae+": "#1f9fb8",
-    "wsl": "#d9822b",
-    "munet": "#2e9e6b",
-    "ca_mae": "#9a63c9",
-    "ca_mae+": "#c2557a",
-    "ca_mae~": "#8a9a2b",
-}
-OTHER_COLOUR = "#b0683f"
 GREY = "#8a8f98"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
-
-
-def colour_of(objective: str) -> str:
-    """The colour of an objective, in every figure."""
-    return OBJECTIVE_COLOURS.get(objective, OTHER_COLOUR)
 
 
 def pick(choices: Sequence[str], place: int) -> str:

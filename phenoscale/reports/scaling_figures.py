@@ -16,7 +16,6 @@ from phenoscale.reports.figure_parts import (
     axis,
     band,
     bars,
-    colour_of,
     level,
     line,
     log_axis,
@@ -24,7 +23,7 @@ from phenoscale.reports.figure_parts import (
     pick,
     points,
 )
-from phenoscale.wording import law_name, metric_name, objective_name
+from phenoscale.wording import law_name, metric_name, objective_colour, objective_name
 
 if TYPE_CHECKING:
     from phenoscale.scaling.iso_flop import IsoFlop
@@ -37,7 +36,7 @@ def residual_figures(scaling: Mapping[str, ObjectiveScaling]) -> list[Figure]:
     """What the laws leave: of score against compute, and of loss against parameters and crops."""
     scores, losses = [], []
     for objective, found in scaling.items():
-        colour, name = colour_of(objective), objective_name(objective)
+        colour, name = objective_colour(objective), objective_name(objective)
         symbol = pick(SYMBOLS, list(scaling).index(objective))
         choice = found.choices.get(COMPUTE)
         if choice is not None and not isinstance(choice, str):
@@ -91,7 +90,7 @@ def back_test_figure(scaling: Mapping[str, ObjectiveScaling], metric: str) -> Fi
             objective_name(objective),
             x,
             y,
-            colour=colour_of(objective),
+            colour=objective_colour(objective),
             symbol=pick(SYMBOLS, place),
         )
         texts = [
@@ -124,7 +123,7 @@ def link_figures(scaling: Mapping[str, ObjectiveScaling], metric: str) -> list[F
     for objective, found in scaling.items():
         if isinstance(found.links, str):
             continue
-        colour = colour_of(objective)
+        colour = objective_colour(objective)
         trials = found.points
         loss = trials.means(trials.column("held_out_loss"))
         score = trials.means(trials.column("score"))
@@ -155,7 +154,7 @@ def iso_flop_figure(scaling: Mapping[str, ObjectiveScaling]) -> Figure | None:
     for place, (objective, found) in enumerate(scaling.items()):
         if isinstance(found.iso_flop, str):
             continue
-        iso, colour = found.iso_flop, colour_of(objective)
+        iso, colour = found.iso_flop, objective_colour(objective)
         name, budgets = objective_name(objective), iso.budgets.tolist()
         low, high = iso.parameters_low.tolist(), iso.parameters_high.tolist()
         data.insert(0, band(budgets, low, high, colour=colour))
@@ -206,7 +205,10 @@ def slopes_figure(slopes: Sequence[tuple[str, str, Interval]], metric: str) -> F
         own = [(y, s) for y, (_, mine, s) in enumerate(ordered) if mine == objective]
         values = [slope.value for _, slope in own]
         trace = points(
-            objective_name(objective), values, [y for y, _ in own], colour=colour_of(objective)
+            objective_name(objective),
+            values,
+            [y for y, _ in own],
+            colour=objective_colour(objective),
         )
         low, high = [slope.low for _, slope in own], [slope.high for _, slope in own]
         hover = {"hovertemplate": "%{x:+.3f}<extra></extra>"}

@@ -15,7 +15,6 @@ from phenoscale.reports.figure_parts import (
     axis,
     band,
     bars,
-    colour_of,
     level,
     level_band,
     line,
@@ -27,7 +26,14 @@ from phenoscale.reports.figure_parts import (
 )
 from phenoscale.results import ResultsRow
 from phenoscale.scaling.points import AXES
-from phenoscale.wording import law_name, metric_name, number, objective_name, share
+from phenoscale.wording import (
+    law_name,
+    metric_name,
+    number,
+    objective_colour,
+    objective_name,
+    share,
+)
 
 if TYPE_CHECKING:
     from phenoscale.scaling.summary import ObjectiveScaling
@@ -62,7 +68,7 @@ def score_figure(
         traces = _cell(cell, column, shift, backbones.index(backbone))
         if objective not in fitted:
             dash = pick(DASHES, backbones.index(backbone))
-            joined = {"width": 1, "color": colour_of(objective), "dash": dash}
+            joined = {"width": 1, "color": objective_colour(objective), "dash": dash}
             traces[-1] |= {"mode": "markers+lines", "line": joined}
         data += traces
     trained = [row for group in groups for row in group]
@@ -117,7 +123,7 @@ def _fits(column: str, fitted: Mapping[str, ObjectiveScaling]) -> list[Trace]:
     for objective, scaling in fitted.items():
         found, choice = scaling.bands[column], scaling.choices[column]
         assert not isinstance(choice, str), "a band is that of a chosen law"
-        colour, x = colour_of(objective), found.x.tolist()
+        colour, x = objective_colour(objective), found.x.tolist()
         bands.append(band(x, found.low.tolist(), found.high.tolist(), colour=colour))
         name = f"{objective_name(objective)}: {law_name(choice.chosen.law)}"
         lines.append(line(name, x, found.value.tolist(), colour=colour))
@@ -130,7 +136,7 @@ def _cell(
     """Single trials, where there are seeds, and the means of one objective and backbone."""
     ordered = sorted(cell, key=lambda group: (getattr(group[0], column), group[0].trial_id))
     first = ordered[0][0]
-    look = {"colour": colour_of(first.objective), "symbol": pick(SYMBOLS, place)}
+    look = {"colour": objective_colour(first.objective), "symbol": pick(SYMBOLS, place)}
     traces = []
     single = [row for group in ordered if len(group) > 1 for row in group]
     if single:
@@ -219,7 +225,7 @@ def cost_figure(rows: Sequence[ResultsRow]) -> Figure:
     for baseline, objective in kinds:
         mine = [row for row in shown if row.objective == objective]
         symbol = pick(("square", "diamond", "x"), len(data)) if baseline else "circle"
-        colour = GREY if baseline else colour_of(objective)
+        colour = GREY if baseline else objective_colour(objective)
         x, y = [slot_hours(row) for row in mine], [row.score for row in mine]
         texts = [f"{row.trial_id}<br>{row.training_flops:.2e} training FLOPs" for row in mine]
         hover = "%{text}<br>%{x:.3~g} hours: %{y:.3f}<extra></extra>"
@@ -276,7 +282,7 @@ def database_figure(rows: Sequence[ResultsRow], study: Mapping[str, Any]) -> Fig
                 name,
                 [x + aside for x, _ in own],
                 [row.score_by_database[name] for _, name in own],
-                colour=GREY if row.is_baseline else colour_of(row.objective),
+                colour=GREY if row.is_baseline else objective_colour(row.objective),
                 symbol=pick(SYMBOLS, place),
             )
             | {"text": [row.trial_id] * len(own), "hovertemplate": _HOVER}
