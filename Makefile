@@ -30,15 +30,16 @@ lint: install
 
 # The tests of a file share what they set up, so a process takes whole files, long ones first.
 unit: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # Every kind of model under every combination of strategy, precision and options; some minutes.
 test-matrix: install
 	$(BIN)/python -m pytest tests/matrix.py
 
-# Workers, nodes and drivers that are lost while a trial trains; a quarter of an hour.
+# Workers, nodes and drivers that are lost while a trial trains, and all tests marked slow; half an hour.
 test-chaos: install
 	$(BIN)/python -m pytest tests/chaos_ray.py
+	$(BIN)/python -m pytest -m slow
 
 # docs/your_own_screen.md, command by command; needs the real data sets, see docs/run_page.py.
 page: install

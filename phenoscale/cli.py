@@ -8,8 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from phenoscale import cli_map, cli_models, cli_plan, cli_probe, cli_score
+from phenoscale import (
+    cli_map,
+    cli_models,
+    cli_plan,
+    cli_probe,
+    cli_score,
+    cli_status,
+    cli_submit,
+)
 from phenoscale.cli_index import index_app
+from phenoscale.cli_study import StudyPlace, study_dir
 from phenoscale.terminal import clear_errors, progress_bar
 
 app = typer.Typer(
@@ -20,9 +29,6 @@ app = typer.Typer(
 )
 app.add_typer(index_app, name="index")
 
-StudyDir = Annotated[
-    Path, typer.Argument(help="Directory of a study, such as runs/quickstart-seed0.")
-]
 TrackingUri = Annotated[
     str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store or server.")
 ]
@@ -235,12 +241,14 @@ app.command()(cli_score.score)
 app.command()(cli_probe.probe)
 app.command()(cli_plan.plan)
 app.command()(cli_plan.forecast)
+app.command()(cli_status.status)
+app.command()(cli_submit.submit)
 app.add_typer(cli_map.map_app, name="map")
 
 
 @app.command()
 def results(
-    study_dir: StudyDir,
+    study: StudyPlace,
     as_json: Annotated[
         bool, typer.Option("--json", help="A JSON list instead of a table.")
     ] = False,
@@ -249,7 +257,7 @@ def results(
     with clear_errors():
         from phenoscale.results import read_rows
 
-        rows = read_rows(study_dir)
+        rows = read_rows(study_dir(study))
         if as_json:
             typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
             return
@@ -265,9 +273,9 @@ def results(
 
 @app.command()
 def report(
-    study_dirs: Annotated[
-        list[Path],
-        typer.Argument(help="Directory of a study; several are compared on one page."),
+    studies: Annotated[
+        list[str],
+        typer.Argument(help="Directory or URL of a study; several are compared on one page."),
     ],
     out: Annotated[
         Path | None,
@@ -279,6 +287,7 @@ def report(
         from phenoscale.reports.comparison_report import COMPARISON_FILE, write_comparison
         from phenoscale.reports.report import write_report
 
+        study_dirs = [study_dir(study) for study in studies]
         if len(study_dirs) > 1:
             typer.echo(write_comparison(study_dirs, out or Path(COMPARISON_FILE)))
             return
@@ -291,14 +300,19 @@ def report(
 
 
 @app.command()
-def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
+def sync(study: StudyPlace, tracking_uri: TrackingUri = None) -> None:
     """Mirror the rows of a study to MLflow, as often as you like: nothing is logged twice."""
     with clear_errors():
         from phenoscale.mirror_store import MirrorError
         from phenoscale.tracking import sync as sync_study
 
+        if "://" in study and tracking_uri is None:
+            raise ValueError(
+                "A study at a URL has no MLflow store beside it. Give --tracking-uri, or "
+                "MLFLOW_TRACKING_URI, of the server that it is to be mirrored to."
+            )
         try:
-            typer.echo(f"{sync_study(study_dir, tracking_uri)} trials mirrored")
+            typer.echo(f"{sync_study(study_dir(study), tracking_uri)} trials mirrored")
         except MirrorError as error:
             raise OSError(str(error)) from error
 
@@ -320,7 +334,9 @@ def models(
 
 @app.command()
 def ui(
-    study_dir: StudyDir,
+    study_dir: Annotated[
+        Path, typer.Argument(help="Directory of a study, such as runs/quickstart-seed0.")
+    ],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open the MLflow dashboard of a study on this machine's loopback."""
@@ -328,11 +344,11 @@ def ui(
         import os
         import subprocess
 
+        from phenoscale.mirror_links import ui_page
         from phenoscale.mirror_store import ui_command
         from phenoscale.tracking import ENVIRONMENT
 
-        # A study has a store of its own, whose first experiment it is; the plain page shows traces.
-        typer.echo(f"http://127.0.0.1:{port}/#/experiments/1/runs   (Ctrl-C ends it)")
+        typer.echo(f"{ui_page(study_dir, port)}   (Ctrl-C ends it)")
         raise typer.Exit(
             subprocess.call(ui_command(study_dir, port), env={**ENVIRONMENT, **os.environ})
         )

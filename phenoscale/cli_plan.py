@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from phenoscale.cli_study import StudyPlace, study_dir
 from phenoscale.terminal import clear_errors, table_console
 
 if TYPE_CHECKING:
     from phenoscale.planning.run_forecast import RunForecast
     from phenoscale.scaling.next_runs import NextRuns
 
-StudyDir = Annotated[
-    Path, typer.Argument(help="Directory of a study, such as runs/quickstart-seed0.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
 def plan(
-    study_dir: StudyDir,
+    study: StudyPlace,
     budget: Annotated[
         float | None,
         typer.Option(help="GPU-hours to spend; by default what the study's trials cost."),
@@ -68,8 +66,9 @@ def plan(
         from phenoscale.planning.plan import plan_study, read_study
         from phenoscale.planning.plan_file import write_experiment
 
+        directory = study_dir(study)
         found = plan_study(
-            study_dir,
+            directory,
             budget_hours=budget,
             by=by,
             backbones=backbone or (),
@@ -79,19 +78,19 @@ def plan(
             rounds=rounds,
             seed=seed,
         )
-        study = read_study(study_dir)
+        planned = read_study(directory)
         path = write_experiment(
-            found, out, study_name=study.name, question=study.question, replace=force
+            found, out, study_name=planned.name, question=planned.question, replace=force
         )
         if as_json:
             typer.echo(json.dumps(found.as_dict(), indent=1))
             return
-        _print_plan(found, study.name, rows)
-        typer.echo(f"{path}: python {path} {study_dir} --dry-run")
+        _print_plan(found, planned.name, rows)
+        typer.echo(f"{path}: python {path} {study} --dry-run")
 
 
 def forecast(
-    study_dir: StudyDir,
+    study: StudyPlace,
     objective: Annotated[str, typer.Option(help="Label of a measured objective, such as mae.")],
     backbone: Annotated[str, typer.Option(help="A name in the table of backbones.")],
     data_fraction: Annotated[float, typer.Option(help="Share of the wells.")] = 1.0,
@@ -107,7 +106,7 @@ def forecast(
         from phenoscale.planning.run_forecast import forecast_run
 
         found = forecast_run(
-            study_dir,
+            study_dir(study),
             objective=objective,
             backbone=backbone,
             data_fraction=data_fraction,

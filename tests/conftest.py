@@ -22,7 +22,19 @@ settings.load_profile("phenoscale")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONG = ("test_study.py", "test_pack.py", "test_stream.py", "test_ddp.py")
+LONG = (
+    "test_study.py",
+    "test_queue_on_ray.py",
+    "test_local_autoscaling.py",
+    "test_pack.py",
+    "test_slurm.py",
+    "test_submit.py",
+    "test_security.py",
+    "test_mlflow_pages.py",
+    "test_study_storage.py",
+    "test_stream.py",
+    "test_ddp.py",
+)
 """Files that take more than half a minute."""
 
 
