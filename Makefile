@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit test-matrix test-chaos page bench bench-data bench-step bench-maps bench-scaling ui clean
+.PHONY: install demo test lint unit test-matrix test-chaos test-cluster page bench bench-grid bench-data bench-step bench-maps bench-scaling ui clean
 
 install: $(STAMP)
 
@@ -36,9 +36,12 @@ unit: install
 test-matrix: install
 	$(BIN)/python -m pytest tests/matrix.py
 
-# Workers, nodes and drivers that are lost while a trial trains, and all tests marked slow; half an hour.
+# Workers, nodes and drivers that are lost while a trial trains; a quarter of an hour.
 test-chaos: install
 	$(BIN)/python -m pytest tests/chaos_ray.py
+
+# Clusters of their own: nodes that come, go and are killed, Slurm's script, nodes without a shared disk; some minutes.
+test-cluster: install
 	$(BIN)/python -m pytest -m slow
 
 # docs/your_own_screen.md, command by command; needs the real data sets, see docs/run_page.py.
@@ -50,6 +53,13 @@ bench: install
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.chaos
 	$(BIN)/python -m benchmarks.embed
+
+# The grid itself: order, 200 short trials and what each costs, many drivers on one MLflow store.
+bench-grid: install
+	$(BIN)/python -m benchmarks.scheduling
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.many_trials
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.overhead --fixed
+	$(BIN)/python -m benchmarks.mlflow_writers
 
 # Recall of a genome beside EFAAR_benchmarking, of which the files alone are installed; a million wells.
 bench-maps: install

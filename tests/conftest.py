@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,14 @@ settings.load_profile("phenoscale")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Begun in the background, pytest ignores Ctrl-C, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LONG = (
     "test_study.py",
     "test_queue_on_ray.py",
-    "test_local_autoscaling.py",
     "test_pack.py",
-    "test_slurm.py",
     "test_submit.py",
     "test_security.py",
     "test_mlflow_pages.py",

@@ -6,6 +6,7 @@ import gzip
 import importlib.resources
 import json
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -57,13 +58,24 @@ def test_ray_takes_the_file(name):
         validate_config({**config, "typo": 1})
 
 
+@contextmanager
+def simulated_aws():
+    """Moto in this process; what other tests keep in it, such as an object store, stays."""
+    aws = mock_aws()
+    aws.start(reset=False)
+    try:
+        yield
+    finally:
+        aws.stop(remove_data=False)
+
+
 @pytest.fixture(scope="module")
 def ec2():
     """A simulated EC2, and what `ray up` makes of aws.yaml, filled in for it.
 
     One for all tests of the module: Ray asks for every instance type, which takes ten seconds.
     """
-    with pytest.MonkeyPatch.context() as environment, mock_aws():
+    with pytest.MonkeyPatch.context() as environment, simulated_aws():
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             environment.setenv(name, "test")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -113,7 +113,7 @@ def test_trials_of_different_length_do_not_compare():
 
 
 def test_the_command_writes_its_rates_beside_the_report(tmp_path: Path, monkeypatch):
-    def run(study, seed, storage, command, tracking_uri, address, site_px):
+    def run(study, seed, storage, command, tracking_uri, address, limits, site_px):
         for row in swept("nano/8", 4e-3):
             write_trial(Path(storage) / study.name, row)
         assert (command, site_px) == (

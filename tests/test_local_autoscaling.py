@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_autoscaling import FIGURE, History, draw, small_study
+from cluster.local_autoscaling import FIGURE, History, draw
 from phenoscale.results import read_rows
 
 GROWN = "local-autoscaling-grown"
@@ -55,6 +55,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, dict]:
     return storage, *grow(storage, kill=True, trials=3, at_once=3, passes=8)
 
 
+@pytest.mark.slow
 def test_it_grows_from_the_head_and_shrinks_back_to_it(killed):
     _, code, seen = killed
     counts = counts_of(seen)
@@ -63,15 +64,17 @@ def test_it_grows_from_the_head_and_shrinks_back_to_it(killed):
     assert 3 <= max(counts) <= 4
 
 
+@pytest.mark.slow
 def test_a_killed_node_loses_no_trial(killed):
     storage, _, seen = killed
     rows = read_rows(storage / GROWN)
-    assert {row.trial_id for row in rows} == {trial.id for trial in small_study().trials[:3]}
+    assert [row.seed for row in sorted(rows, key=lambda row: row.seed)] == [0, 1, 2]
     assert len(seen["kills"]) == 1
     begun_again = [name for name, attempts in seen["attempts"].items() if len(attempts) > 1]
     assert len(begun_again) == 1
 
 
+@pytest.mark.slow
 def test_the_figure_is_in_the_study_and_in_mlflow(killed):
     from mlflow import MlflowClient
 
@@ -85,6 +88,7 @@ def test_the_figure_is_in_the_study_and_in_mlflow(killed):
     assert {f"figures/{FIGURE}.png", f"figures/{FIGURE}.svg"} <= kept
 
 
+@pytest.mark.slow
 def test_data_asks_for_no_node_beyond_the_trials_need(tmp_path: Path):
     """One trial at a time needs one node, however long its readers wait for a slow trainer."""
     code, seen = grow(tmp_path, kill=False, trials=1, at_once=1, passes=60)

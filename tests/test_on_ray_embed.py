@@ -17,6 +17,7 @@ from phenoscale.embed_plan import EmbedOptions
 from phenoscale.export_trial import export_encoder
 from phenoscale.on_ray.embed import on_actors
 from phenoscale.on_ray.start import start_ray, stop_ray
+from phenoscale.parallel import prepare_process
 from phenoscale.screens.index import ScreenIndex
 from tests.test_export import make_trial
 from tests.tiny import of
@@ -55,6 +56,7 @@ def test_a_run_whose_actor_dies_ends_in_the_bytes_of_one_process(
 ):
     """It goes on with a folder that lacks three of its shards."""
     index, out, here = tiny_screen / "index.parquet", tmp_path / "out", tmp_path / "here"
+    prepare_process(threads=1)  # as its actors do; tests before may have set more
     embed_index(str(encoder), index, here, silent, BY_PLATE)
     shutil.copytree(here, out)
     for number in (0, 1, 3):

@@ -122,6 +122,7 @@ def test_the_script_is_clean():
     assert SCRIPT.read_text().startswith("#!/usr/bin/env bash\n")
 
 
+@pytest.mark.slow
 def test_a_study_runs_on_all_nodes_and_its_exit_code_is_the_jobs(job):
     process = job(2, "--storage", "/shared")
     output, _ = process.communicate(timeout=300)
@@ -129,6 +130,7 @@ def test_a_study_runs_on_all_nodes_and_its_exit_code_is_the_jobs(job):
     assert process.returncode == 7, output
 
 
+@pytest.mark.slow
 def test_near_its_time_limit_the_study_is_stopped_and_the_job_queued_again(job, tmp_path):
     process = job(1, "--wait")
     deadline = time.monotonic() + 300
