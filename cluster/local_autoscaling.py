@@ -116,8 +116,9 @@ class Watch:
                 times[-1][1] = end - self._began
         training = (t for t in trials.values() if t["state"] == "running" and t["step"])
         if self._kill and any(t["phase"] == "train" for t in training):
+            now = time.time() - self._began
             if self._cluster.kill_node_in_training():
-                self.history.kills.append(time.time() - self._began)
+                self.history.kills.append(now)
                 self._kill = False
 
 

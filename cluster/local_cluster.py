@@ -70,7 +70,9 @@ class LocalCluster:
         for raylet in self.nodes():
             family = _children(raylet)
             if any(_name(p).startswith("ray::ImplicitFunc") for p in family):  # Tune's trainable
-                _kill([raylet, *family])
+                for process in (raylet, *family):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
                 return True
         return False
 
